@@ -1,0 +1,112 @@
+"""What the engine, the planner and the models need to know of a model, normalised from Hugging Face's config.json."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class AttentionKind(StrEnum):
+    FULL = "full"  # causal over everything
+    CHUNKED = "chunked"  # causal within the query's own chunk of `attention_chunk` positions
+
+
+class RopeScaling(msgspec.Struct, frozen=True):
+    """llama3-type frequency scaling; low_freq_factor may equal high_freq_factor (the blend band is then empty)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+class LayerConfig(msgspec.Struct, frozen=True):
+    """What differs from layer to layer."""
+
+    attention: AttentionKind
+    rope: bool
+    qk_norm: bool
+    temperature_tuning: bool
+    moe: bool
+
+
+class MoEConfig(msgspec.Struct, frozen=True):
+    num_experts: int
+    top_k: int
+    intermediate_size: int  # of one expert
+    shared_intermediate_size: int  # 0: no shared expert
+
+
+class VisionConfig(msgspec.Struct, frozen=True):
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
+    num_channels: int
+    pixel_shuffle_ratio: float
+    projector_input_dim: int
+    projector_output_dim: int
+    output_dim: int
+    rope_theta: float
+    norm_eps: float
+    max_tiles: int = 16
+
+    @property
+    def tokens_per_tile(self) -> int:
+        side = self.image_size // self.patch_size
+        return int(side * side * self.pixel_shuffle_ratio**2)
+
+
+class ImageTokens(msgspec.Struct, frozen=True):
+    """Special token ids of the image layout (Llama 4)."""
+
+    image_start: int
+    image_end: int
+    image: int
+    patch: int  # replaced by the tower's rows
+    tile_x: int
+    tile_y: int
+
+
+class QuantConfig(msgspec.Struct, frozen=True):
+    """compressed-tensors float-quantized FP8: per-output-channel weight scales. `ignore`: module names or re: patterns."""
+
+    method: str
+    ignore: tuple[str, ...]
+
+
+class ModelConfig(msgspec.Struct, frozen=True):
+    path: str  # checkpoint directory
+    architecture: str
+    dtype: str  # compute dtype: float32 or bfloat16 (float16 refused on CPU)
+    checkpoint_dtype: str
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int  # of the dense MLPs
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    rope_interleaved: bool
+    layers: tuple[LayerConfig, ...]
+    attention_chunk: int | None
+    temperature_floor: float
+    temperature_scale: float
+    tie_word_embeddings: bool
+    moe: MoEConfig | None
+    vision: VisionConfig | None
+    image_tokens: ImageTokens | None
+    quant: QuantConfig | None
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    generation_defaults: dict[str, float] = {}  # temperature, top_p, ... of generation_config.json
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)

@@ -1,0 +1,72 @@
+"""Errors that cross a process or reach a user. Each says what to do; the HTTP status is decided here, once."""
+
+from __future__ import annotations
+
+
+class RemudaError(Exception):
+    """Base of every error that a user or client may see: its text is a complete message, never a traceback."""
+
+    http_status = 500
+    kind = "internal_error"  # OpenAI's error "type"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class ConfigError(RemudaError, ValueError):
+    """The command line, the model's config or the checkpoint cannot be served as asked. `remuda` exits with 1."""
+
+    http_status = 400
+    kind = "invalid_request_error"
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint file is missing, truncated or does not hold what the config promises."""
+
+
+class InvalidRequest(RemudaError, ValueError):
+    """A client's request is malformed or asks for something that this server does not do."""
+
+    http_status = 400
+    kind = "invalid_request_error"
+
+
+class NotFound(RemudaError):
+    http_status = 404
+    kind = "not_found_error"
+
+
+class Unauthorized(RemudaError):
+    http_status = 401
+    kind = "authentication_error"
+
+
+class QueueFull(RemudaError):
+    """The bounded waiting queue is full: come back after `retry_after_s`."""
+
+    http_status = 429
+    kind = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, code="queue_full")
+        self.retry_after_s = retry_after_s
+
+
+class ReplicaDied(RemudaError):
+    """A rank or node of this replica is gone; every open request of it ends with this."""
+
+    http_status = 503
+    kind = "service_unavailable_error"
+
+    def __init__(self, message: str, *, node: int = 0, rank: int | None = None) -> None:
+        super().__init__(message, code="replica_died")
+        self.node = node
+        self.rank = rank
+
+
+class ShuttingDown(RemudaError):
+    http_status = 503
+    kind = "service_unavailable_error"

@@ -1,0 +1,139 @@
+"""Messages between the engine core and its ranks.
+
+Order is the contract: plans reach every rank in step order and every rank executes them in that order. From this
+follows that a KV page freed by the engine while steps that still write to it are in flight may be handed out in a
+later plan at once, and that a released slot may be reused in the same plan.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from remuda.protocol.request import ImageInput, TokenLogprobs
+from remuda.protocol.sampling import SamplingParams
+
+
+class NewSequence(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence enters the batch state of the ranks (first time, or again after preemption)."""
+
+    slot: int  # index into the ranks' batch state, 0 <= slot < max_num_seqs
+    token_ids: list[int]  # every known token: the prompt and, after preemption, what was generated before
+    prompt_len: int
+    computed: int  # leading tokens whose KV is already in the pages (prefix cache)
+    pages: list[list[int]]  # per KV group: page of block 0, 1, ...; 0 where a local group has none (never read)
+    sampling: SamplingParams
+    images: list[ImageInput] = []
+
+
+class PageGrant(msgspec.Struct, frozen=True, array_like=True):
+    """Pages appended to a sequence's tables, per KV group. A local group keeps stale leading entries: never read."""
+
+    slot: int
+    pages: list[list[int]]
+
+
+class StepPlan(msgspec.Struct, frozen=True, tag="plan", array_like=True):
+    """One micro-batch. Apply in this order: released, new, grants, then run `slots`.
+
+    Row i runs the next `counts[i]` tokens of `slots[i]` (after those already computed). A row samples exactly when,
+    after the step, all its known tokens are computed; `known` includes tokens sampled by earlier steps, also those
+    whose value the engine has not seen yet. Rows that have sampled grow by one known token.
+    """
+
+    step: int
+    slots: list[int]
+    counts: list[int]
+    released: list[int] = []
+    new: list[NewSequence] = []
+    grants: list[PageGrant] = []
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities of prompt positions first, first+1, ... (position p is predicted by p-1, so first >= 1)."""
+
+    slot: int
+    first: int
+    entries: list[TokenLogprobs]
+
+
+class StepResult(msgspec.Struct, frozen=True, tag="result", array_like=True):
+    """Answer of the last stage's TP rank 0 to one plan.
+
+    `tokens` has one entry per sampling row, in row order; -1 means the logits of that row were not finite.
+    `logprobs` is empty if no row asked for any, else one entry (or None) per sampling row.
+    """
+
+    step: int
+    tokens: list[int]
+    logprobs: list[TokenLogprobs | None] = []
+    prompt_logprobs: list[PromptLogprobs] = []
+
+
+# ------------------------------------------------------------------------------------------------ start-up and control
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message of a rank. The engine refuses versions or config hashes other than its own."""
+
+    rank: int
+    node: int
+    pid: int
+    host: str
+    version: str
+    config_hash: str
+
+
+class PhaseProgress(msgspec.Struct, frozen=True, tag="progress"):
+    rank: int
+    phase: str  # handshake, mesh, weights, memory, self-test
+    done: int
+    total: int
+    detail: str = ""
+
+
+class MemoryReport(msgspec.Struct, frozen=True, tag="memory"):
+    """After the weights are in: what this rank can give to the KV cache."""
+
+    rank: int
+    weight_bytes: int
+    checkpoint_bytes_read: int
+    kv_bytes_available: int
+    page_bytes: int  # of one KV page on this rank
+    layers: list[int]  # global layer indices held
+    experts: list[int]  # expert ids held whole (EP), or [] when every expert is cut across TP
+
+
+class AllocateCache(msgspec.Struct, frozen=True, tag="allocate"):
+    """Engine to ranks: the agreed number of pages. Page 0 is the null page and is never written by a sequence."""
+
+    pages: int
+
+
+class RankReady(msgspec.Struct, frozen=True, tag="ready"):
+    """Self-test forward passed through every stage."""
+
+    rank: int
+
+
+class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """A rank gives up: one-line message for the user, traceback for the log."""
+
+    rank: int
+    node: int
+    phase: str
+    message: str
+    traceback: str
+
+
+class AdoptNative(msgspec.Struct, frozen=True, tag="adopt_native"):
+    """Engine to ranks, between plans: the native kernels are built; switch to them now (all ranks at the same step)."""
+
+
+class StopRank(msgspec.Struct, frozen=True, tag="stop"):
+    pass
+
+
+ToRank = StepPlan | AllocateCache | AdoptNative | StopRank
+"""StepPlan is array_like, so that small plans stay small; wire.py sends it under its own frame kind."""
+
+FromRank = Hello | PhaseProgress | MemoryReport | RankReady | RankFailed
