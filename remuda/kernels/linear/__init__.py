@@ -1,0 +1,5 @@
+"""Linear layers with a packed weight."""
+
+from remuda.kernels.linear.naive import PackedLinear
+
+__all__ = ["PackedLinear"]

@@ -1,0 +1,63 @@
+"""Mixture of experts in torch. T tokens, k choices per token, E experts of this rank, H hidden, I intermediate."""
+
+from __future__ import annotations
+
+import torch
+
+from remuda.kernels.activation.naive import silu_mul
+
+
+def route_sigmoid(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best experts by logit and the sigmoid (in float32) of their logits: (expert_Tk int64, weight_Tk float32)."""
+    value_Tk, expert_Tk = logits_TE.max(-1, keepdim=True) if top_k == 1 else logits_TE.topk(top_k, dim=-1)
+    return expert_Tk, value_Tk.float().sigmoid_()
+
+
+class PackedExperts:
+    """The SwiGLU experts of one rank; owns their weights and memory layout.
+
+    ``gate_up_EH2I`` (gate half first) and ``down_EIH`` are applied as x @ W. ``scales``: float32 factors of output
+    channels, ([E, 2I], [E, H]), of a quantized checkpoint whose weights were cast exactly to the compute dtype.
+    """
+
+    def __init__(
+        self,
+        gate_up_EH2I: torch.Tensor,
+        down_EIH: torch.Tensor,
+        scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        self.gate_up_EH2I = gate_up_EH2I
+        self.down_EIH = down_EIH
+        self.scales = scales
+
+    def __call__(self, x_TH: torch.Tensor, expert_Tk: torch.Tensor, weight_Tk: torch.Tensor) -> torch.Tensor:
+        """Sum over a token's choices of expert(weight * x) -> [T, H]: the weight multiplies the expert's INPUT.
+
+        ``expert_Tk`` counts this rank's experts from 0; -1 means that the expert lives on another rank.
+        """
+        experts = expert_Tk.flatten().tolist()
+        if len(experts) == 1:
+            return self._expert(experts[0], x_TH * weight_Tk.to(x_TH.dtype)) if experts[0] >= 0 else x_TH * 0
+        y_TH = torch.zeros_like(x_TH)
+        rows_of: dict[int, list[int]] = {}
+        for row, expert in enumerate(experts):
+            rows_of.setdefault(expert, []).append(row)
+        rows_of.pop(-1, None)
+        top_k = expert_Tk.shape[1]
+        weight_R1 = weight_Tk.reshape(-1, 1).to(x_TH.dtype)
+        for expert, rows in rows_of.items():
+            choice_R = torch.tensor(rows, device=x_TH.device)
+            token_R = choice_R if top_k == 1 else choice_R // top_k
+            y_TH.index_add_(0, token_R, self._expert(expert, x_TH[token_R] * weight_R1[choice_R]))
+        return y_TH
+
+    def _expert(self, expert: int, x_RH: torch.Tensor) -> torch.Tensor:
+        gate_up_R2I = x_RH @ self.gate_up_EH2I[expert]
+        if self.scales is None:
+            return silu_mul(gate_up_R2I) @ self.down_EIH[expert]
+        gate_up_scale_E2I, down_scale_EH = self.scales
+        hidden_RI = silu_mul((gate_up_R2I * gate_up_scale_E2I[expert]).to(x_RH.dtype))
+        return (hidden_RI @ self.down_EIH[expert] * down_scale_EH[expert]).to(x_RH.dtype)
+
+    def adopt_native(self) -> None:
+        """Repack for the native kernels where they serve these experts; torch keeps serving them otherwise."""
