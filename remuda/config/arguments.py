@@ -1,0 +1,237 @@
+"""Every flag of the engine and the server as data: vLLM's names wherever the meaning is the same.
+
+One table serves `remuda serve`, the offline commands, the YAML file, the Python API and the documentation. A flag that
+vLLM has and Remuda does not is refused with its reason (`UNSUPPORTED`); one that nobody has, with its nearest match.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One option. ``type`` bool makes a pair `--x` / `--no-x`; ``plural`` takes one or more values."""
+
+    name: str  # as typed, without the dashes
+    help: str
+    type: Callable[[str], Any] | type = str
+    default: Any = None
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    metavar: str | None = None
+    plural: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name in Python, in YAML and in the namespace."""
+        return self.name.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class FlagGroup:
+    title: str
+    flags: tuple[Flag, ...]
+
+
+def size_in_bytes(text: str) -> int:
+    """'1073741824', '512M', '4G', '1.5GiB' -> bytes; powers of 1024."""
+    number = text.strip().lower().removesuffix("ib").removesuffix("b")
+    scale = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}.get(number[-1:], 1)
+    try:
+        size = int(float(number if scale == 1 else number[:-1]) * scale)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ArgumentTypeError(f"{text!r} is no size: write for example 1073741824, 512M or 4G")
+    return size
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1; '8k' is 8000 and '8K' is 8192, as in vLLM."""
+    scale = {"k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20}.get(text[-1:], 1)
+    try:
+        number = int(float(text[:-1]) * scale) if scale > 1 else int(text)
+    except (ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def fraction(text: str) -> float:
+    """A number in (0, 1]."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 < number <= 1.0:
+        raise ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
+    return number
+
+
+def port(text: str) -> int:
+    """0 (any free port) to 65535."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise ArgumentTypeError(f"{text!r} is no port: 0 (any free one) to 65535")
+    return int(text)
+
+
+def model_len(text: str) -> int | None:
+    """A count, or 'auto' for what the cache holds."""
+    return None if text == "auto" else count(text)
+
+
+ENGINE_FLAGS = (
+    FlagGroup(
+        "model",
+        (
+            Flag("tokenizer", "directory of the tokenizer, if it is not the model's", metavar="DIR"),
+            Flag("dtype", "type to compute in; auto: the checkpoint's", default="auto",
+                 choices=("auto", "bfloat16", "float32", "float", "half", "float16")),
+            Flag("max-model-len", "longest prompt + answer; auto: the model's, or what the cache holds",
+                 model_len, metavar="TOKENS"),
+            Flag("load-format", "how weights are stored", default="auto", choices=("auto", "safetensors")),
+            Flag("seed", "seed of requests that bring none, in the Python API and `remuda generate`", int, 0),
+        ),
+    ),
+    FlagGroup(
+        "layout",
+        (
+            Flag("tensor-parallel-size", "ranks that share every layer", count, 1, aliases=("-tp",), metavar="N"),
+            Flag("pipeline-parallel-size", "stages, each with its own layers", count, 1, aliases=("-pp",), metavar="N"),
+            Flag("enable-expert-parallel", "deal experts out whole instead of cutting each across TP ranks", bool, False,
+                 aliases=("-ep",)),
+            Flag("pipeline-layer-partition", "layers per stage, e.g. 25,23; default: computed from each layer's cost",
+                 metavar="A,B,..."),
+            Flag("distributed-executor-backend", "mp: a process per rank; inproc: within the engine (one rank only)",
+                 default="mp", choices=("mp", "inproc", "uni", "ray", "external_launcher")),
+            Flag("nnodes", "machines that run this command together", count, 1, metavar="N"),
+            Flag("node-rank", "which of them this is; node 0 answers HTTP", int, 0, metavar="R"),
+            Flag("master-addr", "address of node 0 that the others reach", default="127.0.0.1", metavar="HOST"),
+            Flag("master-port", "first of the ports on node 0 for the rendezvous", port, 29551, metavar="PORT"),
+            Flag("distributed-timeout-seconds", "limit of the rendezvous and of one collective", float, 60.0,
+                 metavar="S"),
+            Flag("startup-timeout", "limit of the whole start-up", float, 600.0, metavar="S"),
+        ),
+    ),
+    FlagGroup(
+        "KV cache",
+        (
+            Flag("block-size", "tokens per KV page", count, 16, metavar="TOKENS"),
+            Flag("kv-cache-memory-bytes", "KV cache per rank; overrides the utilization (e.g. 2G)", size_in_bytes,
+                 metavar="SIZE"),
+            Flag("gpu-memory-utilization", "share of the device's memory for weights and cache; on CPU: of free memory",
+                 fraction, aliases=("--cpu-memory-utilization",), metavar="SHARE"),
+            Flag("num-gpu-blocks-override", "KV pages per rank, exactly", count, metavar="PAGES"),
+            Flag("enable-prefix-caching", "reuse the KV of equal prompt beginnings", bool, True),
+            Flag("kv-cache-dtype", "type of the cache; auto: the compute type", default="auto", choices=("auto",)),
+        ),
+    ),
+    FlagGroup(
+        "scheduling",
+        (
+            Flag("max-num-seqs", "most requests running at once", count, 256, metavar="N"),
+            Flag("max-num-batched-tokens", "most tokens in one step; longer prompts are cut into chunks", count, 2048,
+                 metavar="TOKENS"),
+            Flag("long-prefill-token-threshold", "most tokens of one prompt in a step; 0: no limit of its own", int, 0,
+                 metavar="TOKENS"),
+            Flag("enable-chunked-prefill", "always on", bool, True),
+            Flag("scheduling-policy", "fcfs, or priority (lower values first)", default="fcfs",
+                 choices=("fcfs", "priority")),
+            Flag("max-waiting", "requests that may wait; beyond it a client gets 429", count, 1024, metavar="N"),
+            Flag("async-scheduling", "schedule a step before the tokens of the one before it are known", bool, True),
+            Flag("steps-in-flight", "steps sent ahead of their results; 0: stages + 1", int, 0, metavar="N"),
+        ),
+    ),
+    FlagGroup(
+        "device",
+        (
+            Flag("device", "where the ranks compute", default="auto", choices=("auto", "cpu")),
+            Flag("threads-per-rank", "threads of a rank; 0: this node's cores / its ranks", int, 0, metavar="N"),
+            Flag("native-kernels", "auto: built in the background, adopted when ready; require: waited for at start",
+                 default="auto", choices=("auto", "off", "require")),
+        ),
+    ),
+)  # fmt: skip
+
+SERVER_FLAGS = (
+    FlagGroup(
+        "HTTP",
+        (
+            Flag("host", "address to listen on", default="0.0.0.0", metavar="ADDR"),
+            Flag("port", "port to listen on; 0: any free one", port, 8000, metavar="PORT"),
+            Flag("served-model-name", "names that clients may use; default: the model's", plural=True, metavar="NAME"),
+            Flag("api-key", "keys that clients must send one of", plural=True, metavar="KEY"),
+            Flag("root-path", "path prefix put in front by a proxy", default="", metavar="PATH"),
+            Flag("allowed-origins", "CORS origins", plural=True, default=("*",), metavar="ORIGIN"),
+            Flag("allowed-methods", "CORS methods", plural=True, default=("*",), metavar="METHOD"),
+            Flag("allowed-headers", "CORS headers", plural=True, default=("*",), metavar="HEADER"),
+            Flag("allow-credentials", "CORS credentials", bool, False),
+            Flag("ssl-keyfile", "TLS key", metavar="FILE"),
+            Flag("ssl-certfile", "TLS certificate", metavar="FILE"),
+            Flag("ssl-ca-certs", "CA certificates that clients' certificates are checked against", metavar="FILE"),
+            Flag("enable-request-id-headers", "echo X-Request-Id", bool, False),
+            Flag("uvicorn-log-level", "log level of the HTTP server", default="warning",
+                 choices=("critical", "error", "warning", "info", "debug", "trace")),
+            Flag("shutdown-timeout", "how long open requests may run on after SIGTERM", float, 30.0, metavar="S"),
+        ),
+    ),
+    FlagGroup(
+        "chat and images",
+        (
+            Flag("chat-template", "Jinja file, or the template itself; default: the tokenizer's", metavar="FILE"),
+            Flag("generation-config", "auto: the checkpoint's sampling defaults; vllm: OpenAI's", default="auto",
+                 choices=("auto", "vllm")),
+            Flag("allowed-local-media-path", "directory of file: URLs that image_url may read", default="", metavar="DIR"),
+            Flag("allowed-media-domains", "hosts that image_url may fetch from", plural=True, metavar="HOST"),
+            Flag("limit-mm-per-prompt", "most images of a prompt, as {\"image\": N}", metavar="JSON"),
+        ),
+    ),
+)  # fmt: skip
+
+UNSUPPORTED = {
+    "trust-remote-code": "Remuda never runs code from a checkpoint",
+    "quantization": "the quantization is read from the checkpoint's config.json",
+    "enforce-eager": "nothing is captured or compiled first; --native-kernels off keeps torch's operations",
+    "compilation-config": "nothing is compiled by torch; see --native-kernels",
+    "revision": "only local files are read: give the directory of the revision",
+    "download-dir": "nothing is downloaded: give a local directory or a repository in the Hugging Face cache",
+    "hf-token": "nothing is downloaded: give a local directory or a repository in the Hugging Face cache",
+    "tokenizer-mode": "tokenizer.json is always used",
+    "skip-tokenizer-init": "the server needs the tokenizer; the Python API takes token ids",
+    "data-parallel-size": "one replica per command; put a load balancer in front of several",
+    "prefill-context-parallel-size": "context parallelism is not implemented",
+    "decode-context-parallel-size": "context parallelism is not implemented",
+    "speculative-config": "speculative decoding is not implemented yet",
+    "enable-lora": "adapters are not implemented",
+    "lora-modules": "adapters are not implemented",
+    "swap-space": "preempted requests are recomputed, not swapped out",
+    "cpu-offload-gb": "weights are not offloaded; raise --tensor-parallel-size or --pipeline-parallel-size",
+    "calculate-kv-scales": "the KV cache is kept in the compute type",
+    "guided-decoding-backend": "structured output is not implemented yet",
+    "structured-outputs-config": "structured output is not implemented yet",
+    "enable-auto-tool-choice": "tool-call parsing is not implemented yet",
+    "tool-call-parser": "tool-call parsing is not implemented yet",
+    "reasoning-parser": "reasoning parsing is not implemented yet",
+    "max-logprobs": "the limit is fixed at 20",
+    "task": "Remuda generates text; embedding and scoring are not implemented",
+    "runner": "Remuda generates text; embedding and scoring are not implemented",
+    "kv-transfer-config": "moving KV between replicas is not implemented",
+    "disable-hybrid-kv-cache-manager": "the hybrid cache is the only one",
+    "enable-sleep-mode": "sleep mode is not implemented",
+    "headless": "nodes other than 0 never answer HTTP: use --node-rank",
+    "api-server-count": "one HTTP process serves",
+    "middleware": "code is not loaded by name",
+    "ssl-cert-reqs": "give --ssl-ca-certs: client certificates are then required",
+    "disable-log-stats": "statistics are at /metrics and are not logged",
+    "disable-log-requests": "requests are not logged",
+    "enable-log-requests": "requests are not logged",
+    "max-num-partial-prefills": "as many prompts as fit into a step are prefilled together",
+    "hf-overrides": "the checkpoint's config.json is used as it is",
+    "model-impl": "Remuda's own models are the only ones",
+}
+"""vLLM's flags that Remuda refuses, and why."""

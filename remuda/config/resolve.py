@@ -1,0 +1,220 @@
+"""Options -> EngineConfig, exactly once. Every later process gets the result and decides nothing again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
+from remuda.config.kv_groups import kv_groups, page_bytes
+from remuda.config.model import ModelConfig
+from remuda.protocol.errors import ConfigError
+
+MAX_STAGES_AHEAD = 64
+PartitionLayers = Callable[[ModelConfig, int, int], tuple[int, ...]]
+"""(model, tensor_parallel_size, pipeline_parallel_size) -> layers per stage; the planner has the one that counts costs."""
+
+
+def resolve_engine(options: Mapping[str, Any], model: ModelConfig, partition_layers: PartitionLayers) -> EngineConfig:
+    """Check every combination and fill in every default that depends on the model or the machine.
+
+    Raises:
+        ConfigError: one line that names the options and the values that would work.
+    """
+    parallel = _parallel(options, model, partition_layers)
+    cache = CacheConfig(
+        block_size=options["block_size"],
+        kv_cache_memory_bytes=options["kv_cache_memory_bytes"],
+        memory_utilization=options["gpu_memory_utilization"] or CacheConfig().memory_utilization,
+        num_pages_override=options["num_gpu_blocks_override"],
+        enable_prefix_caching=options["enable_prefix_caching"],
+    )
+    scheduler = _scheduler(options, model, parallel, cache)
+    return EngineConfig(
+        model=model, parallel=parallel, cache=cache, scheduler=scheduler, device=_device(options),
+        threads_per_rank=_threads_per_rank(options, parallel), native_kernels=options["native_kernels"],
+        seed=options["seed"], startup_timeout_s=options["startup_timeout"],
+    )  # fmt: skip
+
+
+def _parallel(options: Mapping[str, Any], model: ModelConfig, partition_layers: PartitionLayers) -> ParallelConfig:
+    tp, pp = options["tensor_parallel_size"], options["pipeline_parallel_size"]
+    nnodes, node_rank = options["nnodes"], options["node_rank"]
+    check_heads(model, tp)
+    if pp > model.num_layers:
+        raise ConfigError(f"--pipeline-parallel-size {pp}: the model has only {model.num_layers} layers")
+    if (tp * pp) % nnodes:
+        raise ConfigError(f"--nnodes {nnodes} does not divide the {tp} x {pp} = {tp * pp} ranks")
+    if not 0 <= node_rank < nnodes:
+        raise ConfigError(f"--node-rank {node_rank} must be 0 to {nnodes - 1} with --nnodes {nnodes}")
+    if nnodes > 1 and pp % nnodes:
+        raise ConfigError(
+            f"--nnodes {nnodes}: each node holds whole stages; choose a --pipeline-parallel-size it divides"
+        )
+    if options["enable_expert_parallel"]:
+        _check_experts(model, tp)
+    _check_backend(options["distributed_executor_backend"], tp * pp, nnodes)
+    return ParallelConfig(
+        tensor_parallel_size=tp, pipeline_parallel_size=pp, enable_expert_parallel=options["enable_expert_parallel"],
+        layer_partition=_layer_partition(options["pipeline_layer_partition"], model, tp, pp, partition_layers),
+        nnodes=nnodes, node_rank=node_rank, master_addr=options["master_addr"], master_port=options["master_port"],
+        distributed_timeout_s=options["distributed_timeout_seconds"],
+    )  # fmt: skip
+
+
+def check_heads(model: ModelConfig, tp: int) -> None:
+    """Heads are cut whole; KV heads are cut, or repeated when ranks outnumber them."""
+
+    def works(size: int) -> bool:
+        heads, kv_heads = model.num_heads, model.num_kv_heads
+        return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
+
+    if not works(tp):
+        sizes = [str(size) for size in range(1, model.num_heads + 1) if works(size)]
+        raise ConfigError(
+            f"--tensor-parallel-size {tp} does not fit {model.num_heads} attention heads and {model.num_kv_heads} KV heads; "
+            f"sizes that work: {', '.join(sizes)}"
+        )
+
+
+def _check_experts(model: ModelConfig, tp: int) -> None:
+    if model.moe is None:
+        raise ConfigError(f"--enable-expert-parallel: {model.architecture} in {model.path} has no experts")
+    if model.moe.num_experts % tp:
+        raise ConfigError(f"--enable-expert-parallel: {tp} ranks do not divide {model.moe.num_experts} experts")
+
+
+def _check_backend(backend: str, world_size: int, nnodes: int) -> None:
+    if backend in ("ray", "external_launcher"):
+        raise ConfigError(
+            f"--distributed-executor-backend {backend} is not supported yet: use mp, with --nnodes for several machines"
+        )
+    if backend in ("inproc", "uni") and (world_size > 1 or nnodes > 1):
+        raise ConfigError(f"--distributed-executor-backend {backend} runs one rank, not {world_size}: use mp")
+
+
+def _layer_partition(
+    given: str | None, model: ModelConfig, tp: int, pp: int, partition_layers: PartitionLayers
+) -> tuple[int, ...]:
+    if given is None:
+        return partition_layers(model, tp, pp)
+    parts = given.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--pipeline-layer-partition {given}: write layers per stage, for example 25,23")
+    layers = tuple(int(part) for part in parts)
+    if len(layers) != pp or sum(layers) != model.num_layers:
+        raise ConfigError(
+            f"--pipeline-layer-partition {given} has {len(layers)} stages and {sum(layers)} layers, "
+            f"not {pp} stages and {model.num_layers} layers"
+        )
+    return layers
+
+
+def _scheduler(
+    options: Mapping[str, Any], model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig
+) -> SchedulerConfig:
+    length = options["max_model_len"]
+    if length is None:
+        length = auto_model_len(model, parallel, cache)
+    elif length > model.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len {length} exceeds the model's {model.max_position_embeddings} (max_position_embeddings)"
+        )
+    seqs, batched = options["max_num_seqs"], options["max_num_batched_tokens"]
+    if seqs > batched:
+        raise ConfigError(f"--max-num-seqs {seqs} exceeds --max-num-batched-tokens {batched}: raise the latter")
+    if not options["enable_chunked_prefill"]:
+        raise ConfigError("--no-enable-chunked-prefill is not supported: raise --max-num-batched-tokens instead")
+    threshold = options["long_prefill_token_threshold"]
+    if threshold < 0:
+        raise ConfigError("--long-prefill-token-threshold must not be negative")
+    return SchedulerConfig(
+        max_num_seqs=seqs, max_num_batched_tokens=batched, max_model_len=length, policy=options["scheduling_policy"],
+        max_waiting=options["max_waiting"], max_prefill_chunk=threshold or None,
+        steps_in_flight=_steps_in_flight(options, parallel.pipeline_parallel_size),
+    )  # fmt: skip
+
+
+def _steps_in_flight(options: Mapping[str, Any], stages: int) -> int:
+    steps = options["steps_in_flight"]
+    if not 0 <= steps <= MAX_STAGES_AHEAD:
+        raise ConfigError(f"--steps-in-flight must be 0 (automatic) to {MAX_STAGES_AHEAD}, not {steps}")
+    if not options["async_scheduling"]:
+        if steps > stages:
+            raise ConfigError(f"--no-async-scheduling contradicts --steps-in-flight {steps}")
+        return steps or stages
+    return steps
+
+
+def _device(options: Mapping[str, Any]) -> str:
+    if options["dtype"] in ("half", "float16"):
+        raise ConfigError("--dtype float16 is not supported on CPU: use bfloat16 or float32")
+    return "cpu"
+
+
+def _threads_per_rank(options: Mapping[str, Any], parallel: ParallelConfig) -> int:
+    threads = options["threads_per_rank"]
+    if threads < 0:
+        raise ConfigError("--threads-per-rank must not be negative")
+    ranks_here = parallel.world_size // parallel.nnodes
+    return threads or max(1, len(os.sched_getaffinity(0)) // ranks_here)
+
+
+def auto_model_len(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig) -> int:
+    """The model's own length, or the longest that one sequence can have in the cache as far as it is known by now.
+
+    Weights are counted by the ranks later: here a free-memory estimate stands for them, and the engine's report says
+    how many sequences of this length the real cache holds.
+    """
+    pages = cache.num_pages_override or _cache_bytes(parallel, cache) // _largest_page(model, parallel, cache)
+    size = cache.block_size
+    groups = kv_groups(model)
+    full = sum(group.chunk is None for group in groups)
+    # A chunked group never needs more than its chunk and the pages that the chunk shares with its neighbours.
+    local = sum(min(model.max_position_embeddings, group.chunk) // size + 2 for group in groups if group.chunk)
+    per_full_group = (pages - 1 - local) // full if full else 1 << 62
+    longest = min(model.max_position_embeddings, per_full_group * size)
+    if longest < size:
+        raise ConfigError(
+            f"the KV cache would hold {pages} pages, too few for one block: raise --kv-cache-memory-bytes"
+        )
+    return longest
+
+
+def _largest_page(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig) -> int:
+    first, largest = 0, 1
+    for layers in parallel.layer_partition:
+        size = page_bytes(model, first, first + layers, parallel.tensor_parallel_size, cache.block_size)
+        first, largest = first + layers, max(largest, size)
+    return largest
+
+
+def _cache_bytes(parallel: ParallelConfig, cache: CacheConfig) -> int:
+    """Bytes of cache per rank: as told, or half of this machine's free memory shared by its ranks."""
+    if cache.kv_cache_memory_bytes is not None:
+        return cache.kv_cache_memory_bytes
+    free = int(_available_memory_bytes() * cache.memory_utilization / 2)
+    return free // (parallel.world_size // parallel.nnodes)
+
+
+def _available_memory_bytes() -> int:
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def describe(config: EngineConfig) -> str:
+    """One line for start-up: what is about to run."""
+    p, s = config.parallel, config.scheduler
+    model_len = f"{s.max_model_len:,} tokens"
+    if s.max_model_len < config.model.max_position_embeddings:
+        model_len += f" (the model's {config.model.max_position_embeddings:,} cut to fit)"
+    experts = ", experts dealt out whole" if p.enable_expert_parallel else ""
+    return (
+        f"{config.model.architecture} in {config.model.dtype}, "
+        f"TP {p.tensor_parallel_size} x PP {p.pipeline_parallel_size}{experts}, {config.threads_per_rank} threads a rank, up to {model_len}"
+    )
