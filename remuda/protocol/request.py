@@ -81,6 +81,7 @@ class RequestOutput(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # whole prompt, once, with the first token
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; set with the first token
     error: str | None = None
+    error_status: int = 0  # HTTP status that fits `error`: 400 refused, 429 queue full, 500 failed
 
 
 class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
