@@ -103,7 +103,7 @@ ENGINE_FLAGS = (
         (
             Flag("tensor-parallel-size", "ranks that share every layer", count, 1, aliases=("-tp",), metavar="N"),
             Flag("pipeline-parallel-size", "stages, each with its own layers", count, 1, aliases=("-pp",), metavar="N"),
-            Flag("enable-expert-parallel", "deal experts out whole instead of cutting each across TP ranks", bool, False,
+            Flag("enable-expert-parallel", "deal experts out whole, not each cut across TP ranks", bool, False,
                  aliases=("-ep",)),
             Flag("pipeline-layer-partition", "layers per stage, e.g. 25,23; default: computed from each layer's cost",
                  metavar="A,B,..."),
@@ -186,7 +186,7 @@ SERVER_FLAGS = (
             Flag("chat-template", "Jinja file, or the template itself; default: the tokenizer's", metavar="FILE"),
             Flag("generation-config", "auto: the checkpoint's sampling defaults; vllm: OpenAI's", default="auto",
                  choices=("auto", "vllm")),
-            Flag("allowed-local-media-path", "directory of file: URLs that image_url may read", default="", metavar="DIR"),
+            Flag("allowed-local-media-path", "directory that image_url may read from", default="", metavar="DIR"),
             Flag("allowed-media-domains", "hosts that image_url may fetch from", plural=True, metavar="HOST"),
             Flag("limit-mm-per-prompt", "most images of a prompt, as {\"image\": N}", metavar="JSON"),
         ),

@@ -13,7 +13,7 @@ from remuda.protocol.errors import ConfigError
 
 MAX_STAGES_AHEAD = 64
 PartitionLayers = Callable[[ModelConfig, int, int], tuple[int, ...]]
-"""(model, tensor_parallel_size, pipeline_parallel_size) -> layers per stage; the planner has the one that counts costs."""
+"""(model, tensor_parallel_size, pipeline_parallel_size) -> layers per stage; the planner has one by costs."""
 
 
 def resolve_engine(options: Mapping[str, Any], model: ModelConfig, partition_layers: PartitionLayers) -> EngineConfig:
@@ -73,7 +73,7 @@ def check_heads(model: ModelConfig, tp: int) -> None:
     if not works(tp):
         sizes = [str(size) for size in range(1, model.num_heads + 1) if works(size)]
         raise ConfigError(
-            f"--tensor-parallel-size {tp} does not fit {model.num_heads} attention heads and {model.num_kv_heads} KV heads; "
+            f"--tensor-parallel-size {tp} does not fit {model.num_heads} heads and {model.num_kv_heads} KV heads; "
             f"sizes that work: {', '.join(sizes)}"
         )
 
@@ -209,12 +209,11 @@ def _available_memory_bytes() -> int:
 
 def describe(config: EngineConfig) -> str:
     """One line for start-up: what is about to run."""
-    p, s = config.parallel, config.scheduler
+    p, s, model = config.parallel, config.scheduler, config.model
+    layout = f"TP {p.tensor_parallel_size} x PP {p.pipeline_parallel_size}"
     model_len = f"{s.max_model_len:,} tokens"
-    if s.max_model_len < config.model.max_position_embeddings:
-        model_len += f" (the model's {config.model.max_position_embeddings:,} cut to fit)"
+    if s.max_model_len < model.max_position_embeddings:
+        model_len += f" (the model's {model.max_position_embeddings:,} cut to fit)"
     experts = ", experts dealt out whole" if p.enable_expert_parallel else ""
-    return (
-        f"{config.model.architecture} in {config.model.dtype}, "
-        f"TP {p.tensor_parallel_size} x PP {p.pipeline_parallel_size}{experts}, {config.threads_per_rank} threads a rank, up to {model_len}"
-    )
+    threads = f"{config.threads_per_rank} thread{'s' if config.threads_per_rank > 1 else ''} a rank"
+    return f"{model.architecture} in {model.dtype}, {layout}{experts}, {threads}, up to {model_len}"
