@@ -1,0 +1,56 @@
+# `make serve` and `make test` do all the set-up; running either again installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+WORKERS ?= 2
+TORCH := torch==2.13.0
+
+.PHONY: serve test lint format wheel clean
+.DELETE_ON_ERROR:
+
+serve: $(VENV)/.installed
+	$(BIN)/remuda serve --port $(PORT) $(ARGS)
+
+# Ranks and tests share the cores: one thread per process keeps them from waiting for each other.
+test: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check remuda tests benchmarks
+	$(BIN)/ruff format --check remuda tests benchmarks
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-lint
+	$(BIN)/ruff check --fix remuda tests benchmarks
+	$(BIN)/ruff format remuda tests benchmarks
+
+wheel: $(VENV)/.installed
+	rm -rf build
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Remuda needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: an open range would let pip choose a build with gigabytes of CUDA libraries.
+$(VENV)/.torch: | $(VENV)/bin/python
+	$(BIN)/pip install -q --disable-pip-version-check $(TORCH) 'setuptools>=77' wheel
+	touch $@
+
+# Building the native kernels is an optimisation: without gcc the torch operations serve.
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .
+	-$(BIN)/remuda native --quiet
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-lint: pyproject.toml $(VENV)/.installed-test
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
