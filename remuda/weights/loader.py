@@ -1,0 +1,77 @@
+"""Fill a model's parameters from a checkpoint: each rank its own bytes, once, in file order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from remuda.protocol.errors import CheckpointError
+from remuda.weights.checkpoint import Checkpoint, StoredTensor
+from remuda.weights.parameter import Parameter, Slice, region_shape
+from remuda.weights.reader import read_region
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    checkpoint_bytes_read: int  # tensor data only; headers are extra
+    weight_bytes: int  # what the parameters take in memory
+
+
+@dataclass(frozen=True)
+class _Read:
+    tensor: StoredTensor
+    piece: Slice
+    parameter: int  # index
+    nbytes: int
+
+
+def load_parameters(
+    parameters: Iterable[Parameter],
+    directory: str | Path,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> LoadReport:
+    """Allocate and fill every parameter. Raises CheckpointError naming file, tensor and expectation.
+
+    All tensors are looked up before the first byte is read, so a checkpoint that does not fit fails at once. `progress`
+    is called about a hundred times and once at the end.
+    """
+    parameters = list(parameters)
+    with Checkpoint(directory) as checkpoint:
+        reads = sorted(_plan(checkpoint, parameters), key=lambda read: (read.tensor.file, read.tensor.start))
+        total = sum(read.nbytes for read in reads)
+        tensors = [parameter.allocate(device) for parameter in parameters]
+        done = reported = 0
+        for read in reads:
+            done += _fill(checkpoint, read, tensors[read.parameter])
+            if progress is not None and (done - reported) * 100 >= total and done < total:
+                progress(done, total)
+                reported = done
+    if progress is not None:
+        progress(done, total)
+    return LoadReport(done, sum(parameter.nbytes for parameter in parameters))
+
+
+def _plan(checkpoint: Checkpoint, parameters: list[Parameter]) -> Iterable[_Read]:
+    for index, parameter in enumerate(parameters):
+        for piece in parameter.slices:
+            tensor = checkpoint.find(piece.source, piece.shape)
+            if (tensor.dtype == torch.float8_e4m3fn) != piece.quantized:
+                expected = "float8_e4m3" if piece.quantized else "no float8 type (quantization_config leaves it out)"
+                raise CheckpointError(f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}, expected {expected}")
+            nbytes = prod(region_shape(piece.region)) * tensor.dtype.itemsize
+            yield _Read(tensor, piece, index, nbytes)
+
+
+def _fill(checkpoint: Checkpoint, read: _Read, tensor: torch.Tensor) -> int:
+    piece = read.piece
+    target = tensor[tuple(slice(start, stop) for start, stop in piece.into)]
+    shape = region_shape(piece.region)
+    target = target.view(target.shape[target.dim() - len(shape) :]) if target.dim() > len(shape) else target
+    return read_region(checkpoint, read.tensor, piece.region, target.mT if piece.transpose else target)
