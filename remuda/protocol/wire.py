@@ -69,6 +69,10 @@ class Channel:
             raise WireError(f"connection lost: {error}") from error
         if not data:
             raise WireError("connection closed by peer")
+        self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that somebody else (an asyncio transport) has read from the socket."""
         self._buffer += data
 
     def pop(self, limit: int | None = None) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Chat messages to prompt text with the model's own Jinja template, rendered in a sandbox as transformers renders it."""
+"""Chat messages to prompt text with the model's own Jinja template, sandboxed, as transformers renders it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 from jinja2.ext import Extension
-from jinja2.nodes import CallBlock
+from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -66,7 +66,7 @@ class ChatTemplate:
             raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from error
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidRequest(
-                f"the chat template cannot render these messages: {error}", param="messages"
+                f"these messages cannot be rendered: {error}", param="messages"
             ) from error
         return text[: text.rindex(_PROBE)] if continue_final_message and _PROBE in text else text
 
@@ -129,7 +129,7 @@ class _GenerationTag(Extension):
 
     tags = {"generation"}
 
-    def parse(self, parser: Parser) -> CallBlock:
+    def parse(self, parser: Parser) -> Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)

@@ -42,7 +42,7 @@ def _resize_first_axis(image: U8, size: int) -> U8:
 
 
 def _taps(input_size: int, output_size: int) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
-    """Per output position: its first input position and the fixed-point weights from there on; and the fraction bits."""
+    """Per output position its first input position and the fixed-point weights from there; and the fraction bits."""
     scale = input_size / output_size
     support = max(scale, 1.0)  # half the width of the triangle, in input pixels
     center = scale * (np.arange(output_size) + 0.5)

@@ -123,7 +123,7 @@ _BYTE_OF = _byte_alphabet()
 
 
 def _bytes_of(token: str | None) -> bytes:
-    """Bytes of a vocabulary entry; one with a character outside the byte alphabet (an added token) stands for itself."""
+    """Bytes of a vocabulary entry; one with a character outside the alphabet (an added token) stands for itself."""
     if token is None:
         return b""
     try:
