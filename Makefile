@@ -35,7 +35,7 @@ $(VENV)/bin/python:
 
 # torch first and pinned: an open range would let pip choose a build with gigabytes of CUDA libraries.
 $(VENV)/.torch: | $(VENV)/bin/python
-	$(BIN)/pip install -q --disable-pip-version-check $(TORCH) 'setuptools>=77' wheel
+	$(BIN)/pip install -q --disable-pip-version-check $(TORCH) 'setuptools>=77'
 	touch $@
 
 # Building the native kernels is an optimisation: without gcc the torch operations serve.

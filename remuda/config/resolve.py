@@ -19,6 +19,8 @@ PartitionLayers = Callable[[ModelConfig, int, int], tuple[int, ...]]
 def resolve_engine(options: Mapping[str, Any], model: ModelConfig, partition_layers: PartitionLayers) -> EngineConfig:
     """Check every combination and fill in every default that depends on the model or the machine.
 
+    The caller has made sure that the model can be cut into `tensor_parallel_size` (planner.layout).
+
     Raises:
         ConfigError: one line that names the options and the values that would work.
     """
@@ -41,7 +43,6 @@ def resolve_engine(options: Mapping[str, Any], model: ModelConfig, partition_lay
 def _parallel(options: Mapping[str, Any], model: ModelConfig, partition_layers: PartitionLayers) -> ParallelConfig:
     tp, pp = options["tensor_parallel_size"], options["pipeline_parallel_size"]
     nnodes, node_rank = options["nnodes"], options["node_rank"]
-    check_heads(model, tp)
     if pp > model.num_layers:
         raise ConfigError(f"--pipeline-parallel-size {pp}: the model has only {model.num_layers} layers")
     if (tp * pp) % nnodes:
@@ -52,8 +53,6 @@ def _parallel(options: Mapping[str, Any], model: ModelConfig, partition_layers: 
         raise ConfigError(
             f"--nnodes {nnodes}: each node holds whole stages; choose a --pipeline-parallel-size it divides"
         )
-    if options["enable_expert_parallel"]:
-        _check_experts(model, tp)
     _check_backend(options["distributed_executor_backend"], tp * pp, nnodes)
     return ParallelConfig(
         tensor_parallel_size=tp, pipeline_parallel_size=pp, enable_expert_parallel=options["enable_expert_parallel"],
@@ -61,28 +60,6 @@ def _parallel(options: Mapping[str, Any], model: ModelConfig, partition_layers: 
         nnodes=nnodes, node_rank=node_rank, master_addr=options["master_addr"], master_port=options["master_port"],
         distributed_timeout_s=options["distributed_timeout_seconds"],
     )  # fmt: skip
-
-
-def check_heads(model: ModelConfig, tp: int) -> None:
-    """Heads are cut whole; KV heads are cut, or repeated when ranks outnumber them."""
-
-    def works(size: int) -> bool:
-        heads, kv_heads = model.num_heads, model.num_kv_heads
-        return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
-
-    if not works(tp):
-        sizes = [str(size) for size in range(1, model.num_heads + 1) if works(size)]
-        raise ConfigError(
-            f"--tensor-parallel-size {tp} does not fit {model.num_heads} heads and {model.num_kv_heads} KV heads; "
-            f"sizes that work: {', '.join(sizes)}"
-        )
-
-
-def _check_experts(model: ModelConfig, tp: int) -> None:
-    if model.moe is None:
-        raise ConfigError(f"--enable-expert-parallel: {model.architecture} in {model.path} has no experts")
-    if model.moe.num_experts % tp:
-        raise ConfigError(f"--enable-expert-parallel: {tp} ranks do not divide {model.moe.num_experts} experts")
 
 
 def _check_backend(backend: str, world_size: int, nnodes: int) -> None:

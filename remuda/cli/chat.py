@@ -1,0 +1,187 @@
+"""`remuda chat`: a conversation in the terminal, against a running server or a local model served for the occasion."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import mimetypes
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from remuda.config.arguments import ENGINE_FLAGS, Flag, FlagGroup, count
+from remuda.config.parser import FlagParser
+from remuda.protocol.errors import ConfigError, RemudaError
+
+HELP = """\
+/image FILE   attach an image to the next message      /reset   forget the conversation
+/system TEXT  set the system message, and reset        /exit    leave (also Ctrl-D)
+Ctrl-C stops an answer."""
+
+CHAT = FlagGroup(
+    "chat",
+    (
+        Flag("base-url", "a running server, e.g. http://127.0.0.1:8000; without it a local model is started",
+             metavar="URL"),
+        Flag("served-model", "model name to ask the server for; default: its first", metavar="NAME"),
+        Flag("api-key", "bearer token", default="", metavar="KEY"),
+        Flag("system", "system message", default="", metavar="TEXT"),
+        Flag("max-tokens", "most tokens of an answer", count, 1024, metavar="TOKENS"),
+        Flag("temperature", "0: greedy; default: the model's", float),
+        Flag("image", "images attached to the first message", plural=True, metavar="FILE"),
+        Flag("config", "YAML file of these flags", metavar="FILE"),
+    ),
+)  # fmt: skip
+
+
+def run(argv: Sequence[str]) -> int:
+    parser = FlagParser("remuda chat", "Talk to a model in the terminal.", (CHAT, *ENGINE_FLAGS))
+    parser.add_argument("model", nargs="?", help="checkpoint directory, if there is no --base-url")
+    options = parser.read(argv)
+    if options["base_url"] and options["model"]:
+        raise ConfigError("give a model or --base-url, not both")
+    with contextlib.ExitStack() as stack:
+        url = options["base_url"] or stack.enter_context(local_server(options, argv))
+        headers = {"Authorization": f"Bearer {options['api_key']}"} if options["api_key"] else {}
+        client = stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10)))
+        Conversation(client, options).loop()
+    return 0
+
+
+@contextlib.contextmanager
+def local_server(options: dict[str, Any], argv: Sequence[str]) -> Iterator[str]:
+    """A server of the local model on a free port of this machine, ended afterwards."""
+    from remuda.cli.local import serving
+
+    engine_flags = [flag for group in ENGINE_FLAGS for flag in group.flags]
+    arguments = [options["model"]] if options["model"] else []
+    for flag in engine_flags:
+        value = options[flag.key]
+        if value != flag.default:
+            arguments += [f"--{'' if value is not False else 'no-'}{flag.name}"] + ([] if flag.type is bool else [str(value)])
+    with serving(arguments) as url:
+        yield url
+
+
+class Conversation:
+    """The messages so far, and the loop that adds to them."""
+
+    def __init__(self, client: httpx.Client, options: dict[str, Any]) -> None:
+        self.client = client
+        self.options = options
+        self.model = options["served_model"] or self._first_model()
+        self.system = options["system"]
+        self.images: list[str] = [data_url(Path(path)) for path in options["image"] or ()]
+        self.messages: list[dict[str, Any]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def loop(self) -> None:
+        interactive = sys.stdin.isatty()
+        if interactive:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (line editing and history for input())
+            print(f"Talking to {self.model}. /help lists the commands.")
+        while (line := self._read(interactive)) is not None:
+            if line.startswith("/"):
+                if not self.command(line):
+                    return
+            elif line.strip():
+                self.say(line)
+
+    def command(self, line: str) -> bool:
+        """Obey a /command; False to leave."""
+        name, _, argument = line.partition(" ")
+        match name:
+            case "/exit" | "/quit":
+                return False
+            case "/reset":
+                self.reset()
+                self.images.clear()
+            case "/system":
+                self.system = argument.strip()
+                self.reset()
+            case "/image":
+                try:
+                    self.images.append(data_url(Path(argument.strip()).expanduser()))
+                except ConfigError as error:
+                    print(error)
+            case _:
+                print(HELP)
+        return True
+
+    def say(self, text: str) -> None:
+        """Send a user message and print the answer as it comes."""
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in self.images]
+        content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+        self.messages.append({"role": "user", "content": content})
+        answer: list[str] = []
+        try:
+            for piece in self.stream():
+                answer.append(piece)
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            print(" [stopped]", end="")
+        except (httpx.HTTPError, RemudaError) as error:
+            print(f"remuda: {error}", file=sys.stderr)
+            self.messages.pop()
+            return
+        self.images.clear()
+        self.messages.append({"role": "assistant", "content": "".join(answer)})
+        print()
+
+    def stream(self) -> Iterator[str]:
+        """Pieces of the answer to the conversation so far."""
+        body: dict[str, Any] = {
+            "model": self.model, "messages": self.messages, "stream": True, "max_completion_tokens": self.options["max_tokens"],
+        }  # fmt: skip
+        if self.options["temperature"] is not None:
+            body["temperature"] = self.options["temperature"]
+        with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                raise RemudaError(error_text(response.read()))
+            for line in response.iter_lines():
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise RemudaError(error_text(line[6:].encode()))
+                for choice in event.get("choices", ()):
+                    yield choice["delta"].get("content") or ""
+
+    def _first_model(self) -> str:
+        try:
+            return str(self.client.get("/v1/models").raise_for_status().json()["data"][0]["id"])
+        except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
+            raise ConfigError(f"no server answers at {self.client.base_url}: {error}") from error
+
+    def _read(self, interactive: bool) -> str | None:
+        try:
+            return input("> " if interactive else "")
+        except EOFError:
+            return None
+
+
+def data_url(path: Path) -> str:
+    """An image file as a data: URL."""
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    if not kind.startswith("image/"):
+        raise ConfigError(f"{path} does not look like an image file")
+    try:
+        return f"data:{kind};base64," + base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+
+
+def error_text(body: bytes) -> str:
+    """The message of an OpenAI-shaped error."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:300].decode(errors="replace")

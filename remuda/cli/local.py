@@ -1,0 +1,55 @@
+"""A `remuda serve` of our own on a free port, for commands that need a server for a moment."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from remuda.protocol.errors import RemudaError
+
+START_LIMIT_S = 600.0
+
+
+@contextmanager
+def serving(arguments: Sequence[str], log: Path | None = None) -> Iterator[str]:
+    """Yields the base URL once the server is ready; start-up goes to `log`, else to standard error."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "remuda", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    out = log.open("w") if log else sys.stderr
+    server = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_healthy(url, server)
+        yield url
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        if log:
+            out.close()
+
+
+def _wait_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RemudaError(f"the local server ended with exit code {server.returncode} before it was ready")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise RemudaError(f"the local server was not ready within {START_LIMIT_S:g} s")
