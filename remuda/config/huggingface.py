@@ -253,6 +253,13 @@ def _vision(vision: Fields, directory: Path) -> VisionConfig:
         raise vision.refuse("image_size", f"({config.image_size}) must be a multiple of patch_size {config.patch_size}")
     if config.hidden_size % (4 * config.num_heads):
         raise vision.refuse("hidden_size", f"must be a multiple of 4 x {config.num_heads} heads")
+    factor = round(1 / config.pixel_shuffle_ratio) if config.pixel_shuffle_ratio > 0 else 0
+    if factor < 1 or config.image_size // config.patch_size % factor:
+        raise vision.refuse("pixel_shuffle_ratio", "must be 1/n with n dividing the patches of a tile's side")
+    if config.intermediate_size != config.hidden_size * factor**2:
+        raise vision.refuse("intermediate_size", f"must be hidden_size x {factor**2} (the pixel-shuffled width)")
+    if not config.projector_input_dim == config.projector_output_dim == config.output_dim:
+        raise vision.refuse("projector_output_dim", "must equal projector_input_dim and vision_output_dim")
     return config
 
 

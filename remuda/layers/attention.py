@@ -1,0 +1,49 @@
+"""Self-attention over the paged KV cache. T tokens, H hidden, Q query heads of this rank, D head_dim.
+
+X = (Q + 2 x key/value heads) x D.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from remuda.config.model import AttentionKind
+from remuda.kernels import attention, rotary
+from remuda.layers.base import BuildContext, Layer
+from remuda.layers.batch import ForwardBatch
+from remuda.layers.linear import QKVParallelLinear, RowParallelLinear
+
+
+class Attention(Layer):
+    """Grouped-query attention of global layer `index`, full or chunked-local, with or without rope.
+
+    `group` and `depth` say where its keys and values live: table `group` of the batch, tensors `depth` of the stage.
+    """
+
+    def __init__(self, context: BuildContext, prefix: str, index: int, group: int, depth: int) -> None:
+        config, layer = context.config, context.config.layers[index]
+        self.qkv = QKVParallelLinear(context, prefix)
+        self.output = RowParallelLinear(
+            context, f"{prefix}.o_proj", config.num_heads * config.head_dim, config.hidden_size
+        )
+        self.heads = rotary.HeadLayout(
+            self.qkv.num_heads, self.qkv.num_kv_heads, config.head_dim, config.rope_interleaved
+        )
+        self.group = group
+        self.depth = depth
+        self.chunk = config.attention_chunk if layer.attention is AttentionKind.CHUNKED else None
+        self.rope = layer.rope
+        self.tuned = layer.temperature_tuning
+        self.norm_eps = config.rms_norm_eps if layer.qk_norm else None
+        self.scale = config.head_dim**-0.5
+
+    def __call__(
+        self, x_TH: torch.Tensor, batch: ForwardBatch, cos_sin_TD: torch.Tensor, temperature_T: torch.Tensor | None
+    ) -> torch.Tensor:
+        k, v = batch.kv[self.depth]
+        qkv_TX = self.qkv(x_TH)
+        angles_TD = cos_sin_TD if self.rope else None
+        temperature_T = temperature_T if self.tuned else None
+        q_TQD = rotary.rope_kv(qkv_TX, angles_TD, temperature_T, self.heads, batch, self.group, k, v, self.norm_eps)
+        o_TQD = attention.paged_attention(q_TQD, k, v, batch, self.group, self.chunk, self.scale)
+        return self.output(o_TQD.flatten(1))

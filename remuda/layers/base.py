@@ -1,0 +1,84 @@
+"""What every layer is: a plain object that declares parameters when built and packs them for its kernels once loaded.
+
+Not torch.nn.Module: a decode step of a small model calls a hundred layers, and Module's call and attribute protocol
+would cost more than some of them. Building a layer allocates nothing, so any rank's share can be sized anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from remuda.config.model import ModelConfig
+from remuda.layers.quant import QuantRule
+from remuda.parallel.collectives import Communicator
+from remuda.parallel.topology import Topology
+from remuda.weights.parameter import Parameter
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a layer's constructor needs to know of the rank that it is built for."""
+
+    config: ModelConfig
+    topology: Topology
+    comm: Communicator  # among the TP ranks of this stage
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.config.dtype == "float32" else torch.bfloat16
+
+    @property
+    def tp_size(self) -> int:
+        return self.topology.tp_size
+
+    @property
+    def tp_rank(self) -> int:
+        return self.topology.tp_rank
+
+    @property
+    def quant(self) -> QuantRule:
+        return QuantRule(self.config.quant)
+
+    def cut(self, size: int) -> tuple[int, int]:
+        """This rank's [start, stop) of a dimension that TP divides (planner/layout.py refuses the others)."""
+        assert size % self.tp_size == 0, (size, self.tp_size)
+        part = size // self.tp_size
+        return self.tp_rank * part, (self.tp_rank + 1) * part
+
+
+class Layer:
+    """Base of layers and models.
+
+    Sub-layers are found in attributes and in lists of layers, in order of assignment; an attribute whose name starts
+    with an underscore is a reference to a layer that belongs elsewhere.
+    """
+
+    def walk(self) -> Iterator[Layer]:
+        """This layer's sub-layers, depth first, then itself."""
+        for name, value in vars(self).items():
+            if name.startswith("_"):
+                continue
+            if isinstance(value, Layer):
+                yield from value.walk()
+            elif isinstance(value, list):
+                for item in value:
+                    if isinstance(item, Layer):
+                        yield from item.walk()
+        yield self
+
+    def parameters(self) -> list[Parameter]:
+        """Every parameter below and in this layer."""
+        return [value for layer in self.walk() for value in vars(layer).values() if isinstance(value, Parameter)]
+
+    def pack(self) -> None:
+        """Called once, after loading: take the parameters' tensors and build what runs."""
+
+    def adopt_native(self) -> None:
+        """Called between steps when the native kernels are ready."""
+
+    __call__: Any

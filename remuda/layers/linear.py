@@ -1,0 +1,112 @@
+"""Linear layers that own their shard rule. N outputs, K inputs, T tokens; a rank's own sizes unless said otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from remuda.kernels.linear import PackedLinear
+from remuda.layers.base import BuildContext, Layer
+from remuda.weights.parameter import Parameter, Slice
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [outputs) and columns [inputs) of one checkpoint module, stacked below the piece before it."""
+
+    module: str
+    shape: tuple[int, int]  # whole weight in the checkpoint: outputs, inputs
+    outputs: tuple[int, int]
+    inputs: tuple[int, int]
+
+
+class Linear(Layer):
+    """y = x W^T (+ bias), W stacked from pieces of checkpoint modules. Subclasses say which pieces a rank holds."""
+
+    def __init__(
+        self, context: BuildContext, pieces: list[Piece], bias: bool = False, quantizable: bool = True
+    ) -> None:
+        quantized = quantizable and context.quant.covers_all([piece.module for piece in pieces])
+        self.outputs = outputs = sum(piece.outputs[1] - piece.outputs[0] for piece in pieces)
+        inputs = pieces[0].inputs[1] - pieces[0].inputs[0]
+        weight, biases, scales, row = [], [], [], 0
+        for piece in pieces:
+            total = piece.shape[0]
+            rows = (row, row := row + piece.outputs[1] - piece.outputs[0])
+            region, into = (piece.outputs, piece.inputs), (rows, (0, inputs))
+            weight.append(Slice(f"{piece.module}.weight", piece.shape, region, into, quantized=quantized))
+            biases.append(Slice(f"{piece.module}.bias", (total,), (piece.outputs,), (rows,)))
+            scales.append(Slice(f"{piece.module}.weight_scale", (total, 1), (piece.outputs, (0, 1)), (rows, (0, 1))))
+        self.weight = Parameter((outputs, inputs), context.dtype, tuple(weight))
+        self.bias = Parameter((outputs,), context.dtype, tuple(biases)) if bias else None
+        self.scale = Parameter((outputs, 1), torch.float32, tuple(scales)) if quantized else None
+
+    def pack(self) -> None:
+        bias = self.bias.take() if self.bias else None
+        scale = self.scale.take().view(-1) if self.scale else None
+        self.linear = PackedLinear(self.weight.take(), bias, scale)
+
+    def adopt_native(self) -> None:
+        self.linear.adopt_native()
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        return self.linear(x_TK)
+
+
+class ReplicatedLinear(Linear):
+    """The whole weight on every rank."""
+
+    def __init__(
+        self,
+        context: BuildContext,
+        modules: list[str],
+        inputs: int,
+        outputs: int,
+        bias: bool = False,
+        *,
+        quantizable: bool = True,
+    ) -> None:
+        pieces = [Piece(module, (outputs, inputs), (0, outputs), (0, inputs)) for module in modules]
+        super().__init__(context, pieces, bias, quantizable)
+
+
+class ColumnParallelLinear(Linear):
+    """Each of `modules` cut across its outputs, this rank's parts stacked. The input is whole, the output a shard."""
+
+    def __init__(self, context: BuildContext, modules: list[str], inputs: int, outputs: int) -> None:
+        rows = context.cut(outputs)
+        super().__init__(context, [Piece(module, (outputs, inputs), rows, (0, inputs)) for module in modules])
+
+
+class QKVParallelLinear(Linear):
+    """Query heads cut across ranks; key and value heads too, or replicated where ranks outnumber them."""
+
+    def __init__(self, context: BuildContext, prefix: str) -> None:
+        config = context.config
+        hidden, width = config.hidden_size, config.head_dim
+        self.num_heads = config.num_heads // context.tp_size
+        self.num_kv_heads = max(1, config.num_kv_heads // context.tp_size)
+        first_kv = context.tp_rank * config.num_kv_heads // context.tp_size
+
+        def heads(name: str, total: int, first: int, count: int) -> Piece:
+            return Piece(
+                f"{prefix}.{name}", (total * width, hidden), (first * width, (first + count) * width), (0, hidden)
+            )
+
+        queries = heads("q_proj", config.num_heads, context.tp_rank * self.num_heads, self.num_heads)
+        keys, values = (heads(n, config.num_kv_heads, first_kv, self.num_kv_heads) for n in ("k_proj", "v_proj"))
+        super().__init__(context, [queries, keys, values])
+
+
+class RowParallelLinear(Linear):
+    """Cut across its inputs: each rank gives a partial sum, which `reduce` adds up over the ranks."""
+
+    def __init__(self, context: BuildContext, module: str, inputs: int, outputs: int, reduce: bool = True) -> None:
+        super().__init__(context, [Piece(module, (outputs, inputs), (0, outputs), context.cut(inputs))])
+        self.comm = context.comm
+        self.reduce = reduce and context.tp_size > 1
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        y_TN = self.linear(x_TK)
+        return self.comm.all_reduce_(y_TN) if self.reduce else y_TN

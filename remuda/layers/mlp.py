@@ -1,0 +1,23 @@
+"""The dense gated MLP. T tokens, H hidden, I this rank's share of the intermediate size."""
+
+from __future__ import annotations
+
+import torch
+
+from remuda.kernels import activation
+from remuda.layers.base import BuildContext, Layer
+from remuda.layers.linear import ColumnParallelLinear, RowParallelLinear
+
+
+class MLP(Layer):
+    """down(silu(gate(x)) * up(x)). With reduce=False the result is this rank's partial sum."""
+
+    def __init__(self, context: BuildContext, prefix: str, intermediate_size: int, reduce: bool = True) -> None:
+        hidden = context.config.hidden_size
+        self.gate_up = ColumnParallelLinear(
+            context, [f"{prefix}.gate_proj", f"{prefix}.up_proj"], hidden, intermediate_size
+        )
+        self.down = RowParallelLinear(context, f"{prefix}.down_proj", intermediate_size, hidden, reduce)
+
+    def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
+        return self.down(activation.silu_mul(self.gate_up(x_TH)))

@@ -1,0 +1,71 @@
+"""Vocabulary-parallel embedding and output head. T tokens, S sampled rows, V this rank's (padded) ids, H hidden."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from remuda.kernels.linear import PackedLinear
+from remuda.layers.base import BuildContext, Layer
+from remuda.weights.parameter import Parameter, Slice
+
+
+class _VocabParallel(Layer):
+    """Rows [start, start + V) of a [vocab_size, H] tensor; V is equal on all ranks, rows past the vocabulary are 0."""
+
+    def __init__(self, context: BuildContext, source: str) -> None:
+        total, hidden = context.config.vocab_size, context.config.hidden_size
+        self.size = -(-total // context.tp_size)
+        self.start = context.tp_rank * self.size
+        self.real = max(0, min(self.size, total - self.start))
+        piece = Slice(
+            source, (total, hidden), ((self.start, self.start + self.real), (0, hidden)), ((0, self.real), (0, hidden))
+        )
+        self.weight = Parameter((self.size, hidden), context.dtype, (piece,) if self.real else ())
+
+
+class VocabParallelEmbedding(_VocabParallel):
+    def __init__(self, context: BuildContext, source: str) -> None:
+        super().__init__(context, source)
+        self.comm = context.comm
+        self.parallel = context.tp_size > 1
+
+    def pack(self) -> None:
+        self.weight_VH = self.weight.take()
+
+    def __call__(self, ids_T: torch.Tensor) -> torch.Tensor:
+        """Rows of the whole vocabulary [T, H], on every rank. A new tensor."""
+        if not self.parallel:
+            return F.embedding(ids_T, self.weight_VH)
+        local_T = ids_T - self.start
+        foreign_T = (local_T < 0) | (local_T >= self.real)
+        rows_TH = F.embedding(local_T.masked_fill_(foreign_T, 0), self.weight_VH)
+        return self.comm.all_reduce_(rows_TH.masked_fill_(foreign_T[:, None], 0))
+
+
+class ParallelHead(_VocabParallel):
+    """Logits of this rank's ids."""
+
+    def pack(self) -> None:
+        self.linear = PackedLinear(self.weight.take())
+
+    def adopt_native(self) -> None:
+        self.linear.adopt_native()
+
+    def __call__(self, x_SH: torch.Tensor) -> torch.Tensor:
+        """float32 [S, V]; ids past the vocabulary are at -inf."""
+        logits_SV = self.linear(x_SH).float()
+        if self.real < self.size:
+            logits_SV[:, self.real :] = float("-inf")
+        return logits_SV
+
+
+class TiedHead(ParallelHead):
+    """A head that shares the embedding's rows on this rank (tie_word_embeddings, one stage): nothing more to load."""
+
+    def __init__(self, context: BuildContext, embedding: VocabParallelEmbedding) -> None:
+        self.size, self.start, self.real = embedding.size, embedding.start, embedding.real
+        self._embedding = embedding
+
+    def pack(self) -> None:
+        self.linear = PackedLinear(self._embedding.weight_VH)

@@ -1,0 +1,105 @@
+"""The decoder that Llama-like architectures share: pre-norm layers on a residual stream, one stage of it.
+
+T tokens, S sampled rows, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from remuda.config.kv_groups import group_of_layers
+from remuda.layers.attention import Attention
+from remuda.layers.base import BuildContext, Layer
+from remuda.layers.batch import ForwardBatch
+from remuda.layers.norm import RMSNorm
+from remuda.layers.rotary import QueryTemperature, RotaryAngles
+from remuda.layers.vocab import ParallelHead, TiedHead, VocabParallelEmbedding
+from remuda.models.interfaces import Model, SupportsPP
+
+FeedForward = Callable[[BuildContext, str, int], Layer]  # (context, layer prefix, global layer index)
+
+
+class DecoderLayer(Layer):
+    """Attention and feed-forward. The residual addition of the second is left to whoever normalizes next."""
+
+    def __init__(
+        self, context: BuildContext, prefix: str, index: int, place: tuple[int, int], feed_forward: FeedForward
+    ) -> None:
+        config = context.config
+        self.input_norm = RMSNorm(context, f"{prefix}.input_layernorm", config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(context, f"{prefix}.self_attn", index, *place)
+        self.post_norm = RMSNorm(context, f"{prefix}.post_attention_layernorm", config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = feed_forward(context, prefix, index)
+
+    def __call__(
+        self,
+        delta_TH: torch.Tensor | None,
+        residual_TH: torch.Tensor,
+        batch: ForwardBatch,
+        cos_sin_TD: torch.Tensor,
+        temperature_T: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what the layer before left to add, residual) -> the same pair for the layer after."""
+        if delta_TH is None:
+            x_TH = self.input_norm(residual_TH)
+        else:
+            x_TH, residual_TH = self.input_norm.add(delta_TH, residual_TH)
+        x_TH = self.attention(x_TH, batch, cos_sin_TD, temperature_T)
+        x_TH, residual_TH = self.post_norm.add(x_TH, residual_TH)
+        return self.feed_forward(x_TH), residual_TH
+
+
+class Decoder(Model, SupportsPP):
+    """One stage: the embedding if it is the first, its layers, the norm and head if it is the last."""
+
+    def __init__(self, context: BuildContext, prefix: str, head: str, feed_forward: FeedForward) -> None:
+        super().__init__(context)
+        config, topology = context.config, context.topology
+        embeddings, shared = f"{prefix}.embed_tokens.weight", config.tie_word_embeddings
+        if topology.is_first_stage:
+            self.embed_tokens = VocabParallelEmbedding(context, embeddings)
+        self.layers = [
+            DecoderLayer(context, f"{prefix}.layers.{index}", index, place, feed_forward)
+            for index, place in zip(topology.layers, kv_places(context), strict=True)
+        ]
+        if topology.is_last_stage:
+            self.norm = RMSNorm(context, f"{prefix}.norm", config.hidden_size, config.rms_norm_eps)
+            if shared and topology.is_first_stage:
+                self.head: ParallelHead = TiedHead(context, self.embed_tokens)
+            else:
+                self.head = ParallelHead(context, embeddings if shared else f"{head}.weight")
+        self.angles = RotaryAngles(config.head_dim, config.rope_theta, config.rope_scaling, context.device)
+        tuned = any(config.layers[index].temperature_tuning for index in topology.layers)
+        self.temperature = QueryTemperature(config.temperature_floor, config.temperature_scale) if tuned else None
+
+    def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        return self.embed_tokens(ids_T)
+
+    def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        cos_sin_TD = self.angles(batch.positions_T)
+        temperature_T = self.temperature(batch.positions_T) if self.temperature is not None else None
+        delta_TH = None
+        for layer in self.layers:
+            delta_TH, hidden_TH = layer(delta_TH, hidden_TH, batch, cos_sin_TD, temperature_T)
+        return hidden_TH if delta_TH is None else hidden_TH.add_(delta_TH)
+
+    def logits(self, hidden_SH: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(hidden_SH))
+
+    @property
+    def vocab_shard(self) -> tuple[int, int]:
+        return self.head.start, self.head.start + self.head.size
+
+
+def kv_places(context: BuildContext) -> list[tuple[int, int]]:
+    """(KV group, depth in this stage) of each of the stage's layers: depth counts the group's earlier layers here."""
+    groups = group_of_layers(context.config)
+    depths: dict[int, int] = {}
+    places = []
+    for index in context.topology.layers:
+        group, _ = groups[index]
+        places.append((group, depths.get(group, 0)))
+        depths[group] = depths.get(group, 0) + 1
+    return places

@@ -1,0 +1,67 @@
+"""What a model is to the worker, and what it may support beyond text on one stage.
+
+T tokens, S sampled rows, H hidden, V ids of this rank's vocabulary shard, N image tiles, R image rows.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+
+from remuda.layers.base import BuildContext, Layer
+from remuda.layers.batch import ForwardBatch
+from remuda.weights.loader import LoadReport, Progress, load_parameters
+
+
+class Model(Layer):
+    """One rank's share of a model. Building it allocates nothing; load() makes it run. Call under inference_mode."""
+
+    def __init__(self, context: BuildContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        """First stage: token ids (int64) -> hidden_TH, a new tensor."""
+
+    @abstractmethod
+    def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """This stage's layers -> hidden_TH with the residual added. May overwrite its input."""
+
+    @abstractmethod
+    def logits(self, hidden_SH: torch.Tensor) -> torch.Tensor:
+        """Last stage: final norm and head of chosen rows -> float32 [S, V]; ids past the vocabulary are at -inf."""
+
+    @property
+    @abstractmethod
+    def vocab_shard(self) -> tuple[int, int]:
+        """[start, stop) of the ids that logits() covers on this rank; equal in size on all, so stop may exceed them."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """What this rank's parameters take in memory."""
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    def load(self, progress: Progress | None = None) -> LoadReport:
+        """Read this rank's bytes of the checkpoint at config.path and get ready to run."""
+        report = load_parameters(self.parameters(), self.context.config.path, self.context.device, progress)
+        for layer in self.walk():
+            layer.pack()
+        return report
+
+    def switch_to_native(self) -> None:
+        """Let every layer adopt its native kernel; between steps, on all ranks at the same step."""
+        for layer in self.walk():
+            layer.adopt_native()
+
+
+class SupportsPP:
+    """A model that builds only the layers of its stage, so that hidden_TH alone crosses the stages' boundary."""
+
+
+class SupportsImages:
+    """A model whose first stage turns image tiles into rows that replace the embeddings of patch tokens."""
+
+    @abstractmethod
+    def encode_images(self, tiles_N3SS: torch.Tensor) -> torch.Tensor:
+        """uint8 tiles -> rows [N * tokens_per_tile, H]. Collective: all TP ranks of the first stage pass all tiles."""
