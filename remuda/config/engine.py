@@ -30,7 +30,9 @@ class ParallelConfig(msgspec.Struct, frozen=True):
 class CacheConfig(msgspec.Struct, frozen=True):
     block_size: int = 16  # tokens per KV page
     kv_cache_memory_bytes: int | None = None  # per rank; None: by memory_utilization
-    memory_utilization: float = 0.9  # --gpu-memory-utilization; on CPU the share of free memory (--cpu-memory-utilization)
+    memory_utilization: float = (
+        0.9  # --gpu-memory-utilization; on CPU the share of free memory (--cpu-memory-utilization)
+    )
     num_pages_override: int | None = None  # --num-gpu-blocks-override
     enable_prefix_caching: bool = True
 
@@ -51,6 +53,7 @@ class SimulationConfig(msgspec.Struct, frozen=True):
     base_ms: float = 5.0
     row_ms: float = 0.0
     prefill_token_ms: float = 0.0
+    trace_dir: str = ""  # each stage writes stage-<n>.json here when it stops: its busy intervals
 
 
 class EngineConfig(msgspec.Struct, frozen=True):

@@ -1,0 +1,74 @@
+"""World size 1: the rank lives in this process and a plan runs when it is submitted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from remuda.config.engine import EngineConfig
+from remuda.engine.ports import StartReport
+from remuda.executor.sizing import agree_on_pages
+from remuda.parallel.topology import topology_of
+from remuda.protocol.errors import ConfigError
+from remuda.protocol.step import PhaseProgress, StepPlan, StepResult
+
+if TYPE_CHECKING:
+    from remuda.worker.worker import Worker
+
+
+def default_threads(ranks_on_node: int) -> int:
+    """Compute threads of one rank when nobody asked for a number."""
+    return max(1, len(os.sched_getaffinity(0)) // ranks_on_node)
+
+
+class InprocExecutor:
+    """torch is imported by start(), not before."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.parallel.world_size != 1:
+            raise ConfigError(f"the in-process executor runs one rank, not {config.parallel.world_size}")
+        self._config = config
+        self._worker: Worker | None = None
+        self._results: list[StepResult] = []
+
+    def start(self, progress: Callable[[PhaseProgress], None]) -> StartReport:
+        progress(PhaseProgress(0, "handshake", 0, 1, "importing torch"))
+        import torch
+
+        from remuda.parallel.groups import single_rank_groups
+        from remuda.worker.worker import Worker
+
+        torch.set_num_threads(self._config.threads_per_rank or default_threads(1))
+        worker = Worker(self._config, topology_of(0, self._config.parallel), single_rank_groups(), progress)
+        report = worker.load()
+        pages = agree_on_pages(self._config, [report])
+        progress(PhaseProgress(0, "memory", 1, 1))
+        worker.allocate(pages)
+        worker.self_test()
+        progress(PhaseProgress(0, "self-test", 1, 1))
+        self._worker = worker
+        return StartReport(pages, [report])
+
+    def submit(self, plan: StepPlan) -> None:
+        assert self._worker is not None, "submit before start"
+        result = self._worker.execute(plan)
+        assert result is not None
+        self._results.append(result)
+
+    def poll(self) -> list[StepResult]:
+        results, self._results = self._results, []
+        return results
+
+    def filenos(self) -> list[int]:
+        return []
+
+    def adopt_native(self) -> None:
+        """Switch to the native kernels before the next plan."""
+        if self._worker is not None:
+            self._worker.adopt_native()
+
+    def shutdown(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None

@@ -1,0 +1,56 @@
+"""How many KV pages a replica gets: what the poorest rank affords, but no more than could ever be used."""
+
+from __future__ import annotations
+
+from remuda.config.engine import EngineConfig
+from remuda.config.kv_groups import kv_groups
+from remuda.parallel.topology import node_of
+from remuda.protocol.errors import ConfigError
+from remuda.protocol.step import MemoryReport
+
+
+def pages_per_sequence(config: EngineConfig) -> int:
+    """Pages that one sequence of max_model_len holds at its widest.
+
+    A chunked group keeps its current chunk, and during a step also what the step writes.
+    """
+    length, block = config.scheduler.max_model_len, config.cache.block_size
+    step = min(length, config.scheduler.max_num_batched_tokens)
+    pages = 0
+    for group in kv_groups(config.model):
+        span = length if group.chunk is None else min(length, group.chunk + step)
+        pages += min(-(-span // block) + 1, -(-length // block))
+    return pages
+
+
+def agree_on_pages(config: EngineConfig, reports: list[MemoryReport]) -> int:
+    """Pages for every rank, the null page included. Raises ConfigError with a table if one sequence does not fit."""
+    needed = pages_per_sequence(config) + 1
+    if config.cache.num_pages_override is not None:
+        pages = config.cache.num_pages_override
+    else:
+        affordable = min(report.kv_bytes_available // report.page_bytes for report in reports)
+        pages = min(affordable, config.scheduler.max_num_seqs * (needed - 1) + 1)
+    if pages < needed:
+        raise ConfigError(_does_not_fit(config, reports, pages, needed))
+    return pages
+
+
+def _does_not_fit(config: EngineConfig, reports: list[MemoryReport], pages: int, needed: int) -> str:
+    mib = 1 << 20
+    lines = [
+        f"the KV cache has room for {max(0, pages)} pages, but one sequence of {config.scheduler.max_model_len} tokens "
+        f"needs {needed}",
+        f"{'rank':>6} {'node':>5} {'weights MiB':>12} {'KV MiB':>11} {'page KiB':>9} {'pages':>9} {'needed MiB':>11}",
+    ]
+    for report in reports:
+        lines.append(
+            f"{report.rank:>6} {node_of(report.rank, config.parallel):>5} {report.weight_bytes / mib:>12.1f} "
+            f"{report.kv_bytes_available / mib:>11.1f} {report.page_bytes / 1024:>9.1f} "
+            f"{report.kv_bytes_available // report.page_bytes:>9} {needed * report.page_bytes / mib:>11.1f}"
+        )
+    lines.append(
+        "Lower --max-model-len, raise --kv-cache-memory-bytes or the memory utilization, or use more "
+        "tensor-parallel or pipeline-parallel ranks"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""Collectives among the tensor-parallel ranks of one stage, behind one small interface."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+
+
+class Communicator(Protocol):
+    """Every rank of the group calls the same methods in the same order with tensors of the same shape and dtype."""
+
+    size: int
+    rank: int
+
+    def all_reduce_(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place; returns `x`."""
+        ...
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """[size, *x.shape] on every rank."""
+        ...
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor | None:
+        """[size, *x.shape] on rank 0, None elsewhere."""
+        ...
+
+    def broadcast_(self, x: torch.Tensor, src: int = 0) -> torch.Tensor:
+        """Fill `x` with rank `src`'s, in place; returns `x`."""
+        ...
+
+    def barrier(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SingleRank:
+    """The group of one: nothing to exchange."""
+
+    size = 1
+    rank = 0
+
+    def all_reduce_(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(0)
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor | None:
+        return x.unsqueeze(0)
+
+    def broadcast_(self, x: torch.Tensor, src: int = 0) -> torch.Tensor:
+        return x
+
+    def barrier(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+class TorchDistributed:
+    """gloo or NCCL, over one torch process group object (no default group, no global state)."""
+
+    def __init__(self, group: Any, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+        self._group = group
+
+    def all_reduce_(self, x: torch.Tensor) -> torch.Tensor:
+        self._group.allreduce(x).wait()
+        return x
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        gathered = x.new_empty(self.size, *x.shape)
+        self._group._allgather_base(gathered, x.contiguous()).wait()
+        return gathered
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor | None:
+        if self.rank:
+            self._group.gather([], x.contiguous(), 0).wait()
+            return None
+        gathered = x.new_empty(self.size, *x.shape)
+        self._group.gather(list(gathered.unbind(0)), x.contiguous(), 0).wait()
+        return gathered
+
+    def broadcast_(self, x: torch.Tensor, src: int = 0) -> torch.Tensor:
+        self._group.broadcast(x, src).wait()
+        return x
+
+    def barrier(self) -> None:
+        self._group.barrier().wait()
+
+    def close(self) -> None:
+        """Wake whoever waits in a collective of this group with an error."""
+        self._group.set_timeout(timedelta(seconds=1))
+        self._group.abort()
+
+
+class Switchable:
+    """A communicator whose transport may be exchanged between two steps (on every rank at the same step)."""
+
+    def __init__(self, transport: Communicator) -> None:
+        self.size = transport.size
+        self.rank = transport.rank
+        self._use(transport)
+
+    def switch(self, transport: Communicator) -> None:
+        """Continue over `transport`. The earlier one is closed by whoever built it."""
+        assert (transport.size, transport.rank) == (self.size, self.rank)
+        self._use(transport)
+
+    def _use(self, transport: Communicator) -> None:
+        # Bound methods, not delegation: a decode step makes two calls per layer.
+        self.all_reduce_ = transport.all_reduce_
+        self.all_gather = transport.all_gather
+        self.gather = transport.gather
+        self.broadcast_ = transport.broadcast_
+        self.barrier = transport.barrier
+        self.close = transport.close

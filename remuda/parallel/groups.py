@@ -1,0 +1,130 @@
+"""Build the communication groups of one rank: its tensor-parallel peers and its pipeline neighbours."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from remuda.parallel.collectives import SingleRank, Switchable, TorchDistributed
+from remuda.parallel.p2p import PipelineLink, TorchLink
+from remuda.parallel.topology import Topology
+from remuda.protocol.errors import RemudaError
+
+
+class MeshError(RemudaError):
+    """Ranks could not find or reach each other in time. The message names the group and what to check."""
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of a replica meet: a key-value store that rank 0 serves."""
+
+    host: str
+    port: int
+    timeout_s: float = 60.0
+    listen_fd: int | None = None  # rank 0: a listening socket, bound by the parent so that the port is known early
+
+
+@dataclass
+class Groups:
+    """What a worker communicates through. `tp.switch` exchanges the transport between steps."""
+
+    tp: Switchable
+    link: PipelineLink | None  # None with one stage
+    store: Any = None
+    world_size: int = 1
+
+    def barrier(self, name: str, timeout_s: float = 600.0) -> None:
+        """Wait until every rank of the replica has called this with `name` (start-up only, it is slow)."""
+        if self.store is None:
+            return
+        if self.store.add(f"barrier/{name}", 1) == self.world_size:
+            self.store.set(f"barrier/{name}/done", b"1")
+        try:
+            self.store.wait([f"barrier/{name}/done"], timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            raise MeshError(f"not every rank reached {name!r} within {timeout_s:.0f} s") from error
+
+    def close(self) -> None:
+        self.tp.close()
+        if self.link is not None:
+            self.link.close()
+
+
+def single_rank_groups() -> Groups:
+    return Groups(tp=Switchable(SingleRank()), link=None)
+
+
+def connect_groups(
+    topology: Topology, rendezvous: Rendezvous, hidden_size: int, dtype: torch.dtype, device: torch.device
+) -> Groups:
+    """Meet the other ranks. Raises MeshError naming what could not be reached."""
+    if topology.world_size == 1:
+        return single_rank_groups()
+    timeout = timedelta(seconds=rendezvous.timeout_s)
+    with _named("the store", rendezvous):
+        store = _store(topology, rendezvous, timeout)
+    tp: Any = SingleRank()
+    if topology.tp_size > 1:
+        with _named(f"the tensor-parallel group of stage {topology.stage}", rendezvous):
+            group = _process_group(
+                dist.PrefixStore(f"tp{topology.stage}", store), topology.tp_rank, topology.tp_size, rendezvous, device
+            )
+            tp = TorchDistributed(group, topology.tp_rank, topology.tp_size)
+    link: PipelineLink | None = None
+    if topology.pp_size > 1:
+        with _named("the pipeline group", rendezvous):
+            group = _process_group(
+                dist.PrefixStore("pipeline", store), topology.rank, topology.world_size, rendezvous, device
+            )
+            link = TorchLink(group, topology, hidden_size, dtype, device)
+    return Groups(tp=Switchable(tp), link=link, store=store, world_size=topology.world_size)
+
+
+@contextmanager
+def _named(what: str, rendezvous: Rendezvous) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise MeshError(
+            f"could not connect {what} through {rendezvous.host}:{rendezvous.port} within {rendezvous.timeout_s:.0f} s "
+            f"({str(error).splitlines()[0]}). Check that the nodes reach each other on all ports"
+        ) from error
+
+
+def _store(topology: Topology, rendezvous: Rendezvous, timeout: timedelta) -> Any:
+    options: dict[str, Any] = {}
+    if topology.rank == 0 and rendezvous.listen_fd is not None:
+        options["master_listen_fd"] = rendezvous.listen_fd
+    return dist.TCPStore(
+        rendezvous.host, rendezvous.port, None, topology.rank == 0, timeout, wait_for_workers=False, **options
+    )
+
+
+def _process_group(store: Any, rank: int, size: int, rendezvous: Rendezvous, device: torch.device) -> Any:
+    timeout = timedelta(seconds=rendezvous.timeout_s)
+    if device.type == "cuda":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return dist.ProcessGroupNCCL(store, rank, size, options)
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    # Bind to the address that faces the store: the host's name may resolve to an address that no other node reaches.
+    address = _address_facing(rendezvous.host, rendezvous.port)
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address, lazy_init=True)]
+    options._timeout = timeout
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _address_facing(host: str, port: int) -> str:
+    """This machine's address on the route to `host` (nothing is sent: a UDP connect only picks the route)."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])

@@ -1,0 +1,61 @@
+"""Step plan and resident state to tensors: token ids and the attention metadata, built once per step.
+
+T tokens, S rows, G KV groups, B blocks of the longest row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from remuda.layers.batch import ForwardBatch
+from remuda.worker.kv_pool import KVPool
+from remuda.worker.state import BatchState, Ints, Rows
+
+
+def token_rows(rows: Rows) -> tuple[Ints, Ints]:
+    """(row of each token, position of each token), both [T]."""
+    row_T = np.arange(len(rows.slots_S))
+    if rows.max_count == 1:
+        return row_T, rows.starts_S
+    row_T = np.repeat(row_T, rows.counts_S)
+    shift_S = rows.starts_S - rows.query_start_S1[:-1]
+    return row_T, np.arange(rows.total_tokens) + shift_S[row_T]
+
+
+def build_batch(
+    state: BatchState, rows: Rows, row_T: Ints, positions_T: Ints, pool: KVPool, device: torch.device
+) -> ForwardBatch:
+    """The metadata that every layer of this stage reads."""
+    context_S = (rows.starts_S + rows.counts_S).astype(np.int32)
+    blocks = -(-int(context_S.max()) // state.block_size)
+    tables_GSB = state.tables_GNB[:, rows.slots_S, :blocks]
+    block_T, offset_T = np.divmod(positions_T, state.block_size)
+    slots_GT = tables_GSB[:, row_T, block_T].astype(np.int64) * state.block_size + offset_T
+    return ForwardBatch(
+        positions_T=_tensor(positions_T, device),
+        query_start_S1=_tensor(rows.query_start_S1, device),
+        context_S=_tensor(context_S, device),
+        tables_GSB=_tensor(tables_GSB, device),
+        slots_GT=_tensor(slots_GT, device),
+        kv=pool.kv,
+        max_query=rows.max_count,
+        num_decodes=_leading_decodes(rows),
+        block_size=state.block_size,
+    )
+
+
+def token_ids(state: BatchState, rows: Rows, row_T: Ints, positions_T: Ints, device: torch.device) -> torch.Tensor:
+    """Input ids [T], int64. Every one of them must be settled."""
+    return _tensor(state.tokens_NL[rows.slots_S[row_T], positions_T].astype(np.int64), device)
+
+
+def _leading_decodes(rows: Rows) -> int:
+    if rows.max_count == 1:
+        return len(rows.counts_S)
+    return int(np.argmax(rows.counts_S != 1))
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)

@@ -1,0 +1,189 @@
+"""From the last hidden states of a step to its tokens, on the ranks of the last stage.
+
+Rows that are plainly greedy exchange one (maximum, index) pair per TP rank; the others gather their logits on TP
+rank 0, which alone adjusts, filters and draws. Which rows are which follows from plans only, so all TP ranks agree.
+T tokens, H hidden size, S sampling rows, V vocabulary (local: this rank's shard).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from remuda.models.interfaces import Model
+from remuda.parallel.collectives import Communicator
+from remuda.protocol.request import TokenLogprobs
+from remuda.protocol.step import PromptLogprobs, StepPlan
+from remuda.worker.sampling.adjust import adjust_
+from remuda.worker.sampling.draw import draw
+from remuda.worker.sampling.logprobs import token_logprobs
+from remuda.worker.sampling.rules import SamplingRules
+from remuda.worker.sampling.uniform import uniform
+from remuda.worker.state import BatchState, Ints, Rows
+
+_PROMPT_LOGITS_BYTES = 64 << 20  # prompt log-probabilities are computed in pieces of so many bytes of logits
+
+
+@dataclass(slots=True)
+class Sampled:
+    """Tokens of the sampling rows, in row order; only the driver's are complete when a row is not plainly greedy."""
+
+    tokens_S: Ints
+    everywhere: bool  # every TP rank has all tokens
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+
+
+class Sampler:
+    def __init__(self, head: Model, tp: Communicator, state: BatchState, vocab_size: int, device: torch.device) -> None:
+        self._head = head
+        self._tp = tp
+        self._state = state
+        self._vocab_size = vocab_size
+        self._device = device
+        self._driver = tp.rank == 0
+        self._rules = SamplingRules(len(state.known_N), vocab_size, driver=self._driver)
+
+    def apply(self, plan: StepPlan) -> None:
+        for sequence in plan.new:
+            tokens = self._state.tokens_NL[sequence.slot, : len(sequence.token_ids)]
+            prompt, output = tokens[: sequence.prompt_len], tokens[sequence.prompt_len :]
+            self._rules.admit(sequence.slot, sequence.sampling, prompt, output)
+
+    def run(self, hidden_TH: torch.Tensor, rows: Rows) -> Sampled:
+        """Choose the tokens of the sampling rows. Call before `state.advance`."""
+        prompt_logprobs = self._prompt_logprobs(hidden_TH, rows)
+        slots = rows.sampling_slots
+        if not len(slots):
+            return Sampled(slots, True, [], prompt_logprobs)
+        last_S = rows.query_start_S1[1:][rows.samples_S] - 1
+        if len(last_S) != len(hidden_TH):  # else every token of the step is some row's last
+            hidden_TH = hidden_TH[torch.from_numpy(last_S.astype(np.int64)).to(self._device)]
+        logits_SV = self._head.logits(hidden_TH)
+        outputs_S = self._state.known_N[slots] - self._state.prompt_N[slots]
+        plain_S = self._rules.plain_greedy(slots, outputs_S)
+        if plain_S.all():
+            return Sampled(self._argmax(logits_SV), True, [], prompt_logprobs)
+        tokens_S = np.zeros(len(slots), np.int64)
+        if plain_S.any():
+            tokens_S[plain_S] = self._argmax(logits_SV[_mask(plain_S, logits_SV)])
+            logits_SV = logits_SV[_mask(~plain_S, logits_SV)]
+        gathered_SV = self._gather(logits_SV)
+        logprobs: list[TokenLogprobs | None] = []
+        if gathered_SV is not None:
+            tokens_S[~plain_S], entries = self._choose(gathered_SV, slots[~plain_S], outputs_S[~plain_S])
+            if any(entry is not None for entry in entries):
+                remaining = iter(entries)
+                logprobs = [None if plain else next(remaining) for plain in plain_S]
+            self._rules.record(slots, tokens_S)
+        return Sampled(tokens_S, self._tp.size == 1, logprobs, prompt_logprobs)
+
+    # ------------------------------------------------------------------------------------------------ plainly greedy
+
+    def _argmax(self, logits_SV: torch.Tensor) -> Ints:
+        """Index of the largest logit over all shards (the lowest one among equals), -1 where it is not finite."""
+        values_S, indices_S = logits_SV.max(dim=1)
+        if self._tp.size > 1:
+            first = self._head.vocab_shard[0]
+            pairs_2S = torch.stack([values_S.float().view(torch.int32), (indices_S + first).int()])
+            pairs_R2S = self._tp.all_gather(pairs_2S)
+            values_RS, shard_S = pairs_R2S[:, 0].view(torch.float32), None
+            values_S, shard_S = values_RS.max(dim=0)
+            indices_S = pairs_R2S[:, 1].gather(0, shard_S.unsqueeze(0)).squeeze(0).long()
+        tokens_S = indices_S.cpu().numpy()
+        finite_S = np.isfinite(values_S.cpu().numpy())
+        return tokens_S if finite_S.all() else np.where(finite_S, tokens_S, -1)
+
+    # ------------------------------------------------------------------------------------------------ general rows
+
+    def _gather(self, logits_SV: torch.Tensor) -> torch.Tensor | None:
+        """The logits over the whole vocabulary, without padding, on the driver; None elsewhere."""
+        gathered_RSV = self._tp.gather(logits_SV)
+        if gathered_RSV is None:
+            return None
+        ranks, rows, shard = gathered_RSV.shape
+        whole_SV = gathered_RSV.squeeze(0) if ranks == 1 else gathered_RSV.permute(1, 0, 2).reshape(rows, ranks * shard)
+        return whole_SV[:, : self._vocab_size]
+
+    def _choose(self, raw_SV: torch.Tensor, slots: Ints, outputs_S: Ints) -> tuple[Ints, list[TokenLogprobs | None]]:
+        rules = self._rules
+        finite_S = np.isfinite(raw_SV.amax(dim=1).cpu().numpy())
+        logits_SV = self._adjusted(raw_SV, slots, outputs_S)
+        greedy_S = rules.temperature_N[slots] == 0.0
+        tokens = torch.empty(len(slots), dtype=torch.int64, device=self._device)
+        if greedy_S.any():
+            mask = _mask(greedy_S, logits_SV)
+            tokens[mask] = logits_SV[mask].argmax(dim=1)
+        if not greedy_S.all():
+            mask = _mask(~greedy_S, logits_SV)
+            drawn = logits_SV if not greedy_S.any() else logits_SV[mask]
+            tokens[mask] = self._draw(drawn, slots[~greedy_S])
+        chosen_is_possible = torch.isfinite(logits_SV.gather(1, tokens.unsqueeze(1)).squeeze(1)).cpu().numpy()
+        tokens_S = np.where(finite_S & chosen_is_possible, tokens.cpu().numpy(), -1)
+        return tokens_S, self._logprobs(raw_SV, tokens, slots)
+
+    def _adjusted(self, raw_SV: torch.Tensor, slots: Ints, outputs_S: Ints) -> torch.Tensor:
+        rules, state = self._rules, self._state
+        due = rules.adjusts_N[slots] | (outputs_S < rules.min_tokens_N[slots])
+        if not due.any():
+            return raw_SV
+        logits_SV = raw_SV.clone()
+        for row in np.flatnonzero(due).tolist():
+            slot = int(slots[row])
+            output = state.tokens_NL[slot, state.prompt_N[slot] : state.known_N[slot]]
+            adjust_(logits_SV[row], rules.adjustments[slot], output)
+        return logits_SV
+
+    def _draw(self, logits_SV: torch.Tensor, slots: Ints) -> torch.Tensor:
+        rules = self._rules
+        uniform_S = uniform(rules.seed_N[slots], self._state.known_N[slots])
+        parameters = (rules.temperature_N, rules.top_k_N, rules.top_p_N, rules.min_p_N)
+        arrays = [parameter[slots] for parameter in parameters] + [uniform_S]
+        temperature, top_k, top_p, min_p, uniforms = (torch.from_numpy(a).to(self._device) for a in arrays)
+        return draw(logits_SV, temperature, top_k, top_p, min_p, uniforms)
+
+    # ------------------------------------------------------------------------------------------------ log-probabilities
+
+    def _logprobs(self, raw_SV: torch.Tensor, tokens: torch.Tensor, slots: Ints) -> list[TokenLogprobs | None]:
+        wanted_S = self._rules.logprobs_N[slots]
+        rows = np.flatnonzero(wanted_S >= 0)
+        entries: list[TokenLogprobs | None] = [None] * len(slots)
+        if len(rows):
+            at = torch.from_numpy(rows).to(self._device)
+            found = token_logprobs(raw_SV[at], tokens[at], wanted_S[rows].tolist())
+            for row, entry in zip(rows.tolist(), found, strict=True):
+                entries[row] = entry
+        return entries
+
+    def _prompt_logprobs(self, hidden_TH: torch.Tensor, rows: Rows) -> list[PromptLogprobs]:
+        """Of every row that asks for them: positions start+1 ... of the prompt, as far as this step computed."""
+        wanted_S = self._rules.prompt_logprobs_N[rows.slots_S]
+        results = []
+        for row in np.flatnonzero(wanted_S >= 0).tolist():
+            slot, start = int(rows.slots_S[row]), int(rows.starts_S[row])
+            count = min(int(rows.counts_S[row]), int(self._state.prompt_N[slot]) - 1 - start)
+            if count <= 0:
+                continue
+            first = int(rows.query_start_S1[row])
+            entries = self._of_prompt(hidden_TH[first : first + count], slot, start + 1, int(wanted_S[row]))
+            if self._driver:
+                results.append(PromptLogprobs(slot, start + 1, entries))
+        return results
+
+    def _of_prompt(self, hidden_TH: torch.Tensor, slot: int, first: int, top: int) -> list[TokenLogprobs]:
+        entries: list[TokenLogprobs] = []
+        piece = max(1, _PROMPT_LOGITS_BYTES // (4 * self._vocab_size))
+        for begin in range(0, len(hidden_TH), piece):
+            hidden = hidden_TH[begin : begin + piece]
+            raw = self._gather(self._head.logits(hidden))
+            if raw is not None:
+                positions = slice(first + begin, first + begin + len(hidden))
+                chosen = torch.from_numpy(self._state.tokens_NL[slot, positions].astype(np.int64)).to(self._device)
+                entries += token_logprobs(raw, chosen, [top] * len(hidden))
+        return entries
+
+
+def _mask(rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.flatnonzero(rows)).to(like.device)

@@ -1,0 +1,89 @@
+"""A model whose compute is a wait of modelled length: everything around it (plans, transport, sampler) is real.
+
+It lets pipeline utilisation be measured on a machine with fewer cores than stages. T tokens, S sampled rows, H hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from remuda.config.engine import SimulationConfig
+from remuda.layers.base import BuildContext
+from remuda.layers.batch import ForwardBatch
+from remuda.models.interfaces import Model, SupportsImages, SupportsPP
+from remuda.weights.loader import LoadReport, Progress
+
+_SPIN_S = 100e-6  # a sleeping process wakes up to this late; the last stretch is spent awake
+
+
+@dataclass(frozen=True)
+class BusyInterval:
+    """One micro-batch in one stage; times are of the host's monotonic clock."""
+
+    start_s: float
+    end_s: float
+    decode_rows: int
+    prefill_tokens: int
+
+
+class SimulatedModel(Model, SupportsPP, SupportsImages):
+    """Zeros go in and out; token 1 is always the likeliest. With `trace_dir`, TP rank 0 writes its intervals there."""
+
+    def __init__(self, simulation: SimulationConfig, context: BuildContext) -> None:
+        super().__init__(context)
+        self._simulation = simulation
+        self._intervals: list[BusyInterval] = []
+        vocab = context.config.vocab_size
+        shard = -(-vocab // context.tp_size)
+        self._shard = (context.tp_rank * shard, (context.tp_rank + 1) * shard)
+        self._logits_V = torch.zeros(shard)
+        self._logits_V[max(0, min(shard, vocab - self._shard[0])) :] = float("-inf")
+        if self._shard[0] == 0:
+            self._logits_V[1] = 1.0
+
+    def load(self, progress: Progress | None = None) -> LoadReport:
+        return LoadReport(0, 0)
+
+    def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(ids_T), self.context.config.hidden_size, dtype=self.context.dtype)
+
+    def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        start_s = time.monotonic()
+        prefill_tokens = len(hidden_TH) - batch.num_decodes
+        simulation = self._simulation
+        length_ms = (
+            simulation.base_ms + simulation.row_ms * batch.num_decodes + simulation.prefill_token_ms * prefill_tokens
+        )
+        end_s = start_s + length_ms * 1e-3
+        if (nap_s := end_s - _SPIN_S - start_s) > 0:
+            time.sleep(nap_s)
+        while time.monotonic() < end_s:
+            pass
+        if simulation.trace_dir:
+            self._intervals.append(BusyInterval(start_s, time.monotonic(), batch.num_decodes, prefill_tokens))
+        return hidden_TH
+
+    def logits(self, hidden_SH: torch.Tensor) -> torch.Tensor:
+        return self._logits_V.expand(len(hidden_SH), -1)
+
+    @property
+    def vocab_shard(self) -> tuple[int, int]:
+        return self._shard
+
+    def encode_images(self, tiles_N3SS: torch.Tensor) -> torch.Tensor:
+        vision = self.context.config.vision
+        assert vision is not None
+        rows = len(tiles_N3SS) * vision.tokens_per_tile
+        return torch.zeros(rows, self.context.config.hidden_size, dtype=self.context.dtype)
+
+    def write_trace(self) -> None:
+        """Write `stage-<n>.json`: the busy intervals in step order, without those of the self-test."""
+        topology = self.context.topology
+        if self._simulation.trace_dir and topology.tp_rank == 0:
+            path = Path(self._simulation.trace_dir) / f"stage-{topology.stage}.json"
+            path.write_text(json.dumps([asdict(interval) for interval in self._intervals]))

@@ -1,0 +1,112 @@
+"""The resident batch: what every rank remembers about every sequence, so that a step plan is only a diff.
+
+Plain numpy, indexed by slot. N slots, L tokens, G KV groups, B blocks, S rows of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from remuda.protocol.step import NewSequence, StepPlan
+
+Ints = npt.NDArray[np.int64]
+_GROWTH = 64  # tokens that a sequence may run past max_model_len before the engine, a few steps late, stops it
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of one step, as arrays over S."""
+
+    slots_S: Ints
+    counts_S: Ints
+    starts_S: Ints  # tokens computed before the step
+    samples_S: npt.NDArray[np.bool_]  # rows that choose a token
+    query_start_S1: npt.NDArray[np.int32]
+    total_tokens: int
+    max_count: int
+
+    @property
+    def sampling_slots(self) -> Ints:
+        return self.slots_S[self.samples_S]
+
+
+class BatchState:
+    """Applies plans in the order of the contract (`protocol/step.py`).
+
+    `known` counts every known token of a sequence, also sampled ones; `settled` counts those whose value this rank
+    has. They differ only on the first stage, between a sampling step and the arrival of its tokens.
+    """
+
+    def __init__(self, slots: int, max_tokens: int, groups: int, block_size: int) -> None:
+        capacity = max_tokens + _GROWTH
+        blocks = -(-capacity // block_size) + 1
+        self.block_size = block_size
+        self.tokens_NL = np.zeros((slots, capacity), np.int32)  # zeros: pages of memory nobody touches cost nothing
+        self.tables_GNB = np.zeros((groups, slots, blocks), np.int32)
+        self.blocks_GN = np.zeros((groups, slots), np.int64)  # length of each table
+        self.known_N = np.zeros(slots, np.int64)
+        self.settled_N = np.zeros(slots, np.int64)
+        self.computed_N = np.zeros(slots, np.int64)
+        self.prompt_N = np.zeros(slots, np.int64)
+        self.generation_N = np.zeros(slots, np.int64)  # bumped when a slot is reused: tokens on their way are then void
+
+    def apply(self, plan: StepPlan) -> None:
+        """Released slots, new sequences, page grants. (A released slot needs nothing until it is reused.)"""
+        for sequence in plan.new:
+            self._admit(sequence)
+        for grant in plan.grants:
+            for group, pages in enumerate(grant.pages):
+                if pages:
+                    self._append_pages(group, grant.slot, pages)
+
+    def _admit(self, sequence: NewSequence) -> None:
+        slot, length = sequence.slot, len(sequence.token_ids)
+        self.tokens_NL[slot, :length] = sequence.token_ids
+        self.known_N[slot] = self.settled_N[slot] = length
+        self.computed_N[slot] = sequence.computed
+        self.prompt_N[slot] = sequence.prompt_len
+        self.generation_N[slot] += 1
+        self.blocks_GN[:, slot] = 0
+        for group, pages in enumerate(sequence.pages):
+            self._append_pages(group, slot, pages)
+
+    def _append_pages(self, group: int, slot: int, pages: list[int]) -> None:
+        start = self.blocks_GN[group, slot]
+        end = start + len(pages)
+        self.tables_GNB[group, slot, start:end] = pages
+        self.blocks_GN[group, slot] = end
+
+    def rows(self, plan: StepPlan) -> Rows:
+        """What `plan` runs. Call after `apply`."""
+        slots_S = np.array(plan.slots, np.int64)
+        counts_S = np.array(plan.counts, np.int64)
+        starts_S = self.computed_N[slots_S]
+        query_start_S1 = np.zeros(len(slots_S) + 1, np.int32)
+        np.cumsum(counts_S, out=query_start_S1[1:])
+        return Rows(
+            slots_S=slots_S,
+            counts_S=counts_S,
+            starts_S=starts_S,
+            samples_S=starts_S + counts_S == self.known_N[slots_S],
+            query_start_S1=query_start_S1,
+            total_tokens=int(query_start_S1[-1]),
+            max_count=max(plan.counts, default=0),
+        )
+
+    def advance(self, rows: Rows) -> Ints:
+        """Count the step as done; returns the positions of the tokens that its sampling rows added."""
+        self.computed_N[rows.slots_S] += rows.counts_S
+        sampling = rows.sampling_slots
+        positions = self.known_N[sampling]
+        self.known_N[sampling] = positions + 1
+        return positions
+
+    def settle(self, slots: Ints, positions: Ints, generations: Ints, tokens: Ints) -> None:
+        """Write sampled tokens where they belong; slots reused since (another generation) are left alone."""
+        same = self.generation_N[slots] == generations
+        slots, positions, tokens = slots[same], positions[same], tokens[same]
+        self.tokens_NL[slots, positions] = np.maximum(tokens, 0)  # -1 (no finite logits): any token, the engine ends it
+        self.settled_N[slots] = positions + 1
