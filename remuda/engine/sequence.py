@@ -1,0 +1,77 @@
+"""The state of one request inside the engine."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from remuda.engine.kv.manager import NEVER, PageTable
+from remuda.protocol.request import EngineRequest, TokenLogprobs
+
+NON_FINITE = -1  # a rank's answer in place of a token when the logits were not finite
+
+
+class Status(IntEnum):
+    WAITING = 0  # new, or preempted (then tokens may still be on their way: `unseen`)
+    RUNNING = 1  # has a slot
+    FINISHED = 2
+
+
+class Sequence:
+    """Counts, in tokens:  computed <= known,  len(token_ids) <= known.
+
+    `token_ids` are confirmed: the prompt and every output that the engine has seen. `known` also counts tokens that
+    the ranks have sampled, or will have when the plans in flight have run. `computed` counts the tokens whose KV exists
+    once those plans have run. A sequence decodes when known == computed + 1 and that last token is an output.
+    """
+
+    __slots__ = (
+        "cached_tokens",
+        "cohort",
+        "computed",
+        "ending",
+        "known",
+        "last_step",
+        "limit",
+        "order",
+        "prompt_len",
+        "prompt_logprobs",
+        "request",
+        "request_id",
+        "slot",
+        "started",
+        "status",
+        "table",
+        "token_ids",
+        "wake_at",
+    )  # fmt: skip
+
+    def __init__(self, request: EngineRequest, order: tuple[int, int], limit: int, table: PageTable) -> None:
+        sampling = request.sampling
+        self.request = request
+        self.request_id = request.request_id
+        self.order = order  # (priority, arrival number): what runs first and is preempted last
+        self.limit = limit  # known tokens at which it ends
+        self.table = table
+        self.token_ids = list(request.prompt_token_ids)
+        self.prompt_len = len(self.token_ids)
+        self.ending = sampling.ending_token_ids | {NON_FINITE}
+        self.known = self.prompt_len
+        self.computed = 0
+        self.status = Status.WAITING
+        self.slot = -1
+        self.cohort = -1  # of a decoding sequence
+        self.last_step = -NEVER
+        self.wake_at = self.prompt_len + 1  # confirmed length at which its results need more than an append
+        self.started = False  # the first token has been delivered
+        self.cached_tokens = 0
+        wants_prompt = sampling.prompt_logprobs is not None
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = [None] * self.prompt_len if wants_prompt else None
+
+    @property
+    def unseen(self) -> int:
+        """Tokens that plans in flight sample and whose values have not arrived."""
+        return self.known - len(self.token_ids)
+
+    @property
+    def uncomputed(self) -> int:
+        return self.known - self.computed
