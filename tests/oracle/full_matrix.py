@@ -1,4 +1,4 @@
-"""Every layout, chunk size and preset against the oracle: minutes to an hour. `python -m tests.oracle.full_matrix [FILTER]`."""
+"""Every layout, chunk size and preset against the oracle, in minutes: `python -m tests.oracle.full_matrix [FILTER]`."""
 
 from __future__ import annotations
 
