@@ -1,10 +1,10 @@
 """The Python API: `LLM(model).generate(prompts)`, with vLLM's names. The engine core runs in this process.
 
-    from remuda import LLM, SamplingParams
+from remuda import LLM, SamplingParams
 
-    with LLM("path/to/checkpoint", tensor_parallel_size=2) as llm:
-        for result in llm.generate(["Once upon a time"], SamplingParams(max_tokens=32)):
-            print(result.outputs[0].text)
+with LLM("path/to/checkpoint", tensor_parallel_size=2) as llm:
+    for result in llm.generate(["Once upon a time"], SamplingParams(max_tokens=32)):
+        print(result.outputs[0].text)
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class _Job:
 class LLM:
     """A model loaded for offline use. Ranks beyond the first run in processes of their own.
 
-    Keyword arguments are the engine's command-line flags with underscores (`remuda serve --help`). `close()`, or the end
-    of a `with` block, ends every process that this started.
+    Keyword arguments are the engine's flags with underscores (`remuda serve --help`). `close()`, or the end of a `with`
+    block, ends every process that this started.
     """
 
     def __init__(self, model: str | None = None, *, chat_template: str | None = None, **engine_options: Any) -> None:
@@ -182,7 +182,7 @@ class LLM:
     ) -> None:
         """Keep the bounded queue of the engine full until every sequence has ended."""
         pending = iter(requests)
-        left, waiting = len(owner), 0
+        left = len(owner)
         with tqdm(total=len(jobs), disable=not use_tqdm, desc="prompts", unit="prompt") as bar:
             while left:
                 room = self.config.scheduler.max_waiting - self._core.stats().waiting
@@ -217,7 +217,8 @@ class LLM:
     def _completion(self, p: OutputProcessor) -> Completion:
         wanted = p.sampling.logprobs is not None
         return Completion(
-            index=p.index, text=p.text(), token_ids=p.token_ids, finish_reason=p.finish_reason, stop_reason=p.stop_reason,
+            index=p.index, text=p.text(), token_ids=p.token_ids,
+            finish_reason=p.finish_reason, stop_reason=p.stop_reason,
             logprobs=[self._position(position) for position in p.logprobs] if wanted else None,
             cumulative_logprob=sum(position.logprobs[0] for position in p.logprobs) if wanted else None,
         )  # fmt: skip

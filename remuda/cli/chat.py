@@ -47,7 +47,9 @@ def run(argv: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         url = options["base_url"] or stack.enter_context(local_server(options, argv))
         headers = {"Authorization": f"Bearer {options['api_key']}"} if options["api_key"] else {}
-        client = stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10)))
+        client = stack.enter_context(
+            httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10))
+        )
         Conversation(client, options).loop()
     return 0
 
@@ -62,7 +64,9 @@ def local_server(options: dict[str, Any], argv: Sequence[str]) -> Iterator[str]:
     for flag in engine_flags:
         value = options[flag.key]
         if value != flag.default:
-            arguments += [f"--{'' if value is not False else 'no-'}{flag.name}"] + ([] if flag.type is bool else [str(value)])
+            arguments += [f"--{'' if value is not False else 'no-'}{flag.name}"] + (
+                [] if flag.type is bool else [str(value)]
+            )
     with serving(arguments) as url:
         yield url
 
@@ -139,8 +143,11 @@ class Conversation:
     def stream(self) -> Iterator[str]:
         """Pieces of the answer to the conversation so far."""
         body: dict[str, Any] = {
-            "model": self.model, "messages": self.messages, "stream": True, "max_completion_tokens": self.options["max_tokens"],
-        }  # fmt: skip
+            "model": self.model,
+            "messages": self.messages,
+            "stream": True,
+            "max_completion_tokens": self.options["max_tokens"],
+        }
         if self.options["temperature"] is not None:
             body["temperature"] = self.options["temperature"]
         with self.client.stream("POST", "/v1/chat/completions", json=body) as response:

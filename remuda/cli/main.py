@@ -57,7 +57,11 @@ def run(arguments: list[str]) -> int:
 
 def help_text() -> str:
     """All commands by group."""
-    lines = ["usage: remuda COMMAND [arguments]", "", "Serves large language models over tensor- and pipeline-parallel ranks."]
+    lines = [
+        "usage: remuda COMMAND [arguments]",
+        "",
+        "Serves large language models over tensor- and pipeline-parallel ranks.",
+    ]
     for group in dict.fromkeys(group for _, group, _ in COMMANDS.values()):
         lines += ["", f"{group}:"]
         lines += [f"  {name:<12} {about}" for name, (_, g, about) in COMMANDS.items() if g == group]

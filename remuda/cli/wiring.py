@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from remuda.config.engine import EngineConfig
+from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig
 from remuda.config.huggingface import read_model_config
 from remuda.config.locate import cache_home, find_model
+from remuda.config.model import ModelConfig
 from remuda.config.resolve import resolve_engine
 from remuda.engine.ports import Executor
+from remuda.planner.host import free_host_bytes
 from remuda.planner.layout import check_tensor_parallel
+from remuda.planner.memory import plan_memory
 from remuda.planner.partition import partition_layers
 
 DEFAULT_MODEL = "remuda-tiny"
+_CERTAINTY = 0.9  # free memory moves while we start
 _DTYPES = {"float": "float32", "half": "float16"}
 
 
@@ -39,7 +43,19 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     dtype = _DTYPES.get(options["dtype"], options["dtype"])
     model = read_model_config(directory, dtype)
     check_tensor_parallel(model, options["tensor_parallel_size"], options["enable_expert_parallel"])
-    return resolve_engine(options, model, partition_layers)
+    return resolve_engine(options, model, partition_layers, kv_bytes_per_rank)
+
+
+def kv_bytes_per_rank(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig) -> int:
+    """What `--kv-cache-memory-bytes` says, or a rank's share of what the weights will leave of this machine's memory."""
+    if cache.kv_cache_memory_bytes is not None:
+        return cache.kv_cache_memory_bytes
+    stages = plan_memory(model, parallel, cache.block_size)
+    per_node = parallel.pipeline_parallel_size // parallel.nnodes
+    here = stages[parallel.node_rank * per_node : (parallel.node_rank + 1) * per_node]
+    weights = sum(stage.weight_bytes for stage in here) * parallel.tensor_parallel_size
+    left = (free_host_bytes() - weights) * cache.memory_utilization * _CERTAINTY
+    return max(0, int(left)) // (per_node * parallel.tensor_parallel_size)
 
 
 def make_executor(config: EngineConfig, backend: str) -> Executor:

@@ -52,3 +52,15 @@ def page_bytes(model: ModelConfig, first_layer: int, last_layer: int, tp_size: i
     heads = max(1, model.num_kv_heads // tp_size)
     element = 4 if model.dtype == "float32" else 2
     return stage_depth(model, first_layer, last_layer) * 2 * heads * block_size * model.head_dim * element
+
+
+def pages_of_sequence(model: ModelConfig, length: int, step_tokens: int, block_size: int) -> int:
+    """Pages that one sequence of `length` tokens holds at its widest, when a step computes up to `step_tokens`.
+
+    A chunked group keeps its current chunk, and during a step also what the step writes.
+    """
+    pages = 0
+    for group in kv_groups(model):
+        span = length if group.chunk is None else min(length, group.chunk + min(length, step_tokens))
+        pages += min(-(-span // block_size) + 1, -(-length // block_size))
+    return pages

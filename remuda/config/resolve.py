@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
-from remuda.config.kv_groups import kv_groups, page_bytes
+from remuda.config.kv_groups import page_bytes, pages_of_sequence
 from remuda.config.model import ModelConfig
 from remuda.protocol.errors import ConfigError
 
@@ -16,7 +16,13 @@ PartitionLayers = Callable[[ModelConfig, int, int], tuple[int, ...]]
 """(model, tensor_parallel_size, pipeline_parallel_size) -> layers per stage; the planner has one by costs."""
 
 
-def resolve_engine(options: Mapping[str, Any], model: ModelConfig, partition_layers: PartitionLayers) -> EngineConfig:
+KVBytes = Callable[[ModelConfig, ParallelConfig, CacheConfig], int]
+"""Bytes that each rank of this node can give to the KV cache, as far as can be told before the weights are in."""
+
+
+def resolve_engine(
+    options: Mapping[str, Any], model: ModelConfig, partition_layers: PartitionLayers, kv_bytes: KVBytes
+) -> EngineConfig:
     """Check every combination and fill in every default that depends on the model or the machine.
 
     The caller has made sure that the model can be cut into `tensor_parallel_size` (planner.layout).
@@ -32,10 +38,10 @@ def resolve_engine(options: Mapping[str, Any], model: ModelConfig, partition_lay
         num_pages_override=options["num_gpu_blocks_override"],
         enable_prefix_caching=options["enable_prefix_caching"],
     )
-    scheduler = _scheduler(options, model, parallel, cache)
+    scheduler = _scheduler(options, model, parallel, cache, kv_bytes)
     return EngineConfig(
         model=model, parallel=parallel, cache=cache, scheduler=scheduler, device=_device(options),
-        threads_per_rank=_threads_per_rank(options, parallel), native_kernels=options["native_kernels"],
+        threads_per_rank=_threads_per_rank(options), native_kernels=options["native_kernels"],
         seed=options["seed"], startup_timeout_s=options["startup_timeout"],
     )  # fmt: skip
 
@@ -89,11 +95,11 @@ def _layer_partition(
 
 
 def _scheduler(
-    options: Mapping[str, Any], model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig
+    options: Mapping[str, Any], model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, kv_bytes: KVBytes
 ) -> SchedulerConfig:
     length = options["max_model_len"]
     if length is None:
-        length = auto_model_len(model, parallel, cache)
+        length = longest_that_fits(model, parallel, cache, options["max_num_batched_tokens"], kv_bytes)
     elif length > model.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len {length} exceeds the model's {model.max_position_embeddings} (max_position_embeddings)"
@@ -130,33 +136,32 @@ def _device(options: Mapping[str, Any]) -> str:
     return "cpu"
 
 
-def _threads_per_rank(options: Mapping[str, Any], parallel: ParallelConfig) -> int:
-    threads = options["threads_per_rank"]
+def _threads_per_rank(options: Mapping[str, Any]) -> int:
+    threads: int = options["threads_per_rank"]
     if threads < 0:
         raise ConfigError("--threads-per-rank must not be negative")
-    ranks_here = parallel.world_size // parallel.nnodes
-    return threads or max(1, len(os.sched_getaffinity(0)) // ranks_here)
+    return threads
 
 
-def auto_model_len(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig) -> int:
-    """The model's own length, or the longest that one sequence can have in the cache as far as it is known by now.
-
-    Weights are counted by the ranks later: here a free-memory estimate stands for them, and the engine's report says
-    how many sequences of this length the real cache holds.
-    """
-    pages = cache.num_pages_override or _cache_bytes(parallel, cache) // _largest_page(model, parallel, cache)
-    size = cache.block_size
-    groups = kv_groups(model)
-    full = sum(group.chunk is None for group in groups)
-    # A chunked group never needs more than its chunk and the pages that the chunk shares with its neighbours.
-    local = sum(min(model.max_position_embeddings, group.chunk) // size + 2 for group in groups if group.chunk)
-    per_full_group = (pages - 1 - local) // full if full else 1 << 62
-    longest = min(model.max_position_embeddings, per_full_group * size)
-    if longest < size:
+def longest_that_fits(
+    model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, step_tokens: int, kv_bytes: KVBytes
+) -> int:
+    """The model's length, or the longest that one sequence can have in the cache: a whole number of KV pages."""
+    pages = cache.num_pages_override or kv_bytes(model, parallel, cache) // _largest_page(model, parallel, cache)
+    size, limit = cache.block_size, model.max_position_embeddings
+    fits = bisect_right(
+        range(1, limit // size + 1),
+        pages - 1,
+        key=lambda blocks: pages_of_sequence(model, blocks * size, step_tokens, size),
+    )
+    if fits == limit // size:
+        return limit
+    if fits == 0:
         raise ConfigError(
-            f"the KV cache would hold {pages} pages, too few for one block: raise --kv-cache-memory-bytes"
+            f"the KV cache has room for {pages} pages of {size} tokens, not enough for one sequence: raise "
+            "--kv-cache-memory-bytes or --gpu-memory-utilization"
         )
-    return longest
+    return fits * size
 
 
 def _largest_page(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig) -> int:
@@ -167,23 +172,6 @@ def _largest_page(model: ModelConfig, parallel: ParallelConfig, cache: CacheConf
     return largest
 
 
-def _cache_bytes(parallel: ParallelConfig, cache: CacheConfig) -> int:
-    """Bytes of cache per rank: as told, or half of this machine's free memory shared by its ranks."""
-    if cache.kv_cache_memory_bytes is not None:
-        return cache.kv_cache_memory_bytes
-    free = int(_available_memory_bytes() * cache.memory_utilization / 2)
-    return free // (parallel.world_size // parallel.nnodes)
-
-
-def _available_memory_bytes() -> int:
-    try:
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def describe(config: EngineConfig) -> str:
     """One line for start-up: what is about to run."""
     p, s, model = config.parallel, config.scheduler, config.model
@@ -192,5 +180,4 @@ def describe(config: EngineConfig) -> str:
     if s.max_model_len < model.max_position_embeddings:
         model_len += f" (the model's {model.max_position_embeddings:,} cut to fit)"
     experts = ", experts dealt out whole" if p.enable_expert_parallel else ""
-    threads = f"{config.threads_per_rank} thread{'s' if config.threads_per_rank > 1 else ''} a rank"
-    return f"{model.architecture} in {model.dtype}, {layout}{experts}, {threads}, up to {model_len}"
+    return f"{model.architecture} in {model.dtype}, {layout}{experts}, sequences of up to {model_len}"

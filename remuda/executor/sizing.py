@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from remuda.config.engine import EngineConfig
-from remuda.config.kv_groups import kv_groups
+from remuda.config.kv_groups import pages_of_sequence
 from remuda.parallel.topology import node_of
 from remuda.protocol.errors import ConfigError
 from remuda.protocol.step import MemoryReport
 
 
 def pages_per_sequence(config: EngineConfig) -> int:
-    """Pages that one sequence of max_model_len holds at its widest.
-
-    A chunked group keeps its current chunk, and during a step also what the step writes.
-    """
-    length, block = config.scheduler.max_model_len, config.cache.block_size
-    step = min(length, config.scheduler.max_num_batched_tokens)
-    pages = 0
-    for group in kv_groups(config.model):
-        span = length if group.chunk is None else min(length, group.chunk + step)
-        pages += min(-(-span // block) + 1, -(-length // block))
-    return pages
+    """Pages that one sequence of max_model_len holds at its widest."""
+    limits = config.scheduler
+    return pages_of_sequence(config.model, limits.max_model_len, limits.max_num_batched_tokens, config.cache.block_size)
 
 
 def agree_on_pages(config: EngineConfig, reports: list[MemoryReport]) -> int:

@@ -17,7 +17,9 @@ KINDS = {
 def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {name:<12} {about}" for name, (_, _, about) in KINDS.items()]
-        print("usage: remuda bench KIND [flags]\n\n" + "\n".join(lines) + "\n\nremuda bench KIND --help lists its flags.")
+        print(
+            "usage: remuda bench KIND [flags]\n\n" + "\n".join(lines) + "\n\nremuda bench KIND --help lists its flags."
+        )
         return 0
     if argv[0] not in KINDS:
         raise ConfigError(f"unknown benchmark {argv[0]!r}: choose {', '.join(KINDS)}")

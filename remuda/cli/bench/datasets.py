@@ -53,10 +53,14 @@ def random_texts(count: int, length: int, tokenizer_path: Path | None, seed: int
 
 
 def from_file(path: Path, count: int, output_tokens: int, seed: int) -> list[Sample]:
-    """Samples of a JSON-lines file ({"prompt": ..., "output_tokens": N}) or of a ShareGPT-like list of conversations."""
+    """Samples of a JSON-lines file ({"prompt": ..., "output_tokens": N}) or of a ShareGPT-like list."""
     try:
         text = path.read_text(encoding="utf-8")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x.strip()]
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(x) for x in text.splitlines() if x.strip()]
+        )
     except OSError as error:
         raise ConfigError(f"--dataset-path {path}: {error.strerror}") from error
     except ValueError as error:

@@ -105,8 +105,8 @@ def table(figures: dict[str, float]) -> str:
     """The figures for people."""
     lines = [
         f"requests     {figures['completed']:,} done, {figures['failed']:,} failed in {figures['duration']:.2f} s",
-        f"throughput   {figures['request_throughput']:,.2f} requests/s, {figures['output_throughput']:,.1f} output tokens/s, "
-        f"{figures['total_token_throughput']:,.1f} tokens/s in all",
+        f"throughput   {figures['request_throughput']:,.2f} requests/s, {figures['output_throughput']:,.1f} output "
+        f"tokens/s, {figures['total_token_throughput']:,.1f} tokens/s in all",
     ]
     if "request_goodput" in figures:
         lines.append(f"goodput      {figures['request_goodput']:,.2f} requests/s within the limits")

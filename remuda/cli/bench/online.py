@@ -35,7 +35,7 @@ FLAGS = (
         "load",
         (
             Flag("num-prompts", "requests to make", count, 200, metavar="N"),
-            Flag("request-rate", "arrivals per second (Poisson); inf: all at once", float, float("inf"), metavar="RATE"),
+            Flag("request-rate", "arrivals per second; inf: all at once", float, float("inf"), metavar="RATE"),
             Flag("burstiness", "1: Poisson; below: burstier; above: more even", float, 1.0, metavar="SHAPE"),
             Flag("max-concurrency", "most requests open at once", count, metavar="N"),
             Flag("num-warmups", "requests before the clock starts", int, 0, metavar="N"),
@@ -50,7 +50,7 @@ FLAGS = (
             Flag("dataset-path", "JSON lines with \"prompt\", or a ShareGPT-like list", metavar="FILE"),
             Flag("tokenizer", "checkpoint whose tokenizer makes random prompts of exact length", metavar="DIR"),
             Flag("random-input-len", "tokens of a random prompt", count, 1024, metavar="TOKENS"),
-            Flag("random-output-len", "tokens to ask for (also for a file's rows that do not say)", count, 128,
+            Flag("random-output-len", "tokens to ask for", count, 128,
                  metavar="TOKENS"),
             Flag("random-range-ratio", "lengths vary by this share", float, 0.0, metavar="RATIO"),
             Flag("ignore-eos", "make exactly as many tokens as asked for", bool, False),
@@ -60,7 +60,7 @@ FLAGS = (
     FlagGroup(
         "result",
         (
-            Flag("goodput", "limits that count a request as good, e.g. ttft:500 tpot:50", plural=True, metavar="NAME:MS"),
+            Flag("goodput", "limits of a good request, e.g. ttft:500 tpot:50", plural=True, metavar="NAME:MS"),
             Flag("save-result", "write the figures to a file", bool, False),
             Flag("result-filename", "that file", default="bench_serve.json", metavar="FILE"),
             Flag("json", "print the figures as JSON only", bool, False),
@@ -71,7 +71,9 @@ FLAGS = (
 
 
 def run(argv: Sequence[str]) -> int:
-    options = FlagParser("remuda bench serve", "Load an OpenAI-compatible server and report latencies.", FLAGS).read(argv)
+    options = FlagParser("remuda bench serve", "Load an OpenAI-compatible server and report latencies.", FLAGS).read(
+        argv
+    )
     figures = asyncio.run(Load(options).measure())
     print(json.dumps(figures) if options["json"] else table(figures))
     if options["save_result"]:

@@ -1,0 +1,29 @@
+"""Entry point of the engine process: `python -m remuda.cli.engine_main FD BACKEND`, its EngineConfig on standard input."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from functools import partial
+
+import msgspec
+from setproctitle import setproctitle
+
+from remuda.cli.wiring import make_executor
+from remuda.config.engine import EngineConfig
+from remuda.engine.process import run_engine
+
+
+def main() -> None:
+    setproctitle("remuda: engine")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the HTTP process drains first, then tells us
+    config = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=EngineConfig)
+    sys.stdin.close()
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.set_inheritable(False)
+    run_engine(config, partial(make_executor, config, sys.argv[2]), sock)
+
+
+if __name__ == "__main__":
+    main()

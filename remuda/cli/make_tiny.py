@@ -1,0 +1,49 @@
+"""`remuda make-tiny`: a tiny random checkpoint of a real architecture, the same on every machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from remuda.config.arguments import Flag, FlagGroup
+from remuda.config.parser import FlagParser
+from remuda.protocol.errors import ConfigError, RemudaError
+
+FLAGS = FlagGroup(
+    "checkpoint",
+    (
+        Flag("preset", "which architecture to imitate", default="maverick"),
+        Flag("seed", "seed of the weights", int, 0),
+    ),
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    parser = FlagParser("remuda make-tiny", "Write a tiny random checkpoint in Hugging Face's layout.", (FLAGS,))
+    parser.add_argument("directory", help="where to; must not exist yet, or be empty")
+    options = parser.read(argv)
+    from remuda.weights.tiny import make_tiny
+
+    directory = Path(options["directory"])
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigError(f"{directory} is not empty")
+    make_tiny(options["preset"], directory, seed=options["seed"])
+    print(f"wrote {options['preset']} to {directory}")
+    return 0
+
+
+def make_in_subprocess(directory: Path) -> None:
+    """Make the default checkpoint without importing torch here; several processes may try at once."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f"{directory.name}.{os.getpid()}")
+    done = subprocess.run([sys.executable, "-m", "remuda", "make-tiny", str(partial)], capture_output=True, text=True)
+    if done.returncode:
+        raise RemudaError(f"cannot make the default checkpoint in {directory.parent}: {done.stderr.strip()[-500:]}")
+    try:
+        partial.rename(directory)
+    except OSError:  # another process was first
+        shutil.rmtree(partial)

@@ -1,0 +1,98 @@
+"""What an operator sees while a server starts: named phases, progress, then where to send the first request."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from remuda.protocol.request import EngineProgress
+
+_BAR_WIDTH = 24
+
+
+class _Phase:
+    """How far every rank is in one phase."""
+
+    def __init__(self) -> None:
+        self.started_s = time.monotonic()
+        self.done: dict[int, tuple[int, int]] = {}  # rank -> done, total
+
+    def complete(self, ranks: int) -> bool:
+        return len(self.done) == ranks and all(done >= total for done, total in self.done.values())
+
+    def amount(self, ranks: int) -> str:
+        done, total = (sum(column) for column in zip(*self.done.values(), strict=True))
+        mib = 2**20
+        figures = f"{done / mib:,.0f} / {total / mib:,.0f} MiB, " if total > mib else ""
+        at_end = sum(done >= total for done, total in self.done.values())
+        return f"{figures}{at_end} of {ranks} ranks"
+
+    def bar(self) -> str:
+        done, total = (sum(column) for column in zip(*self.done.values(), strict=True))
+        filled = int(_BAR_WIDTH * done / total) if total else 0
+        slowest = min(self.done, key=lambda rank: self.done[rank][0] / max(1, self.done[rank][1]))
+        return "[" + "#" * filled + "." * (_BAR_WIDTH - filled) + f"] slowest: rank {slowest}"
+
+
+class StartupPrinter:
+    """One line per phase that all ranks have passed; on a terminal also a line, redrawn, for the one that is going on.
+
+    Ranks may be in different phases at the same moment: lines come in the order in which phases began.
+    """
+
+    def __init__(self, ranks: int, out: TextIO = sys.stderr) -> None:
+        self._ranks = ranks
+        self._out = out
+        self._terminal = out.isatty()
+        self._started_s = time.monotonic()
+        self._drawn_s = 0.0
+        self._phases: dict[str, _Phase] = {}
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def line(self, text: str) -> None:
+        """A line of its own."""
+        self._out.write(("\r\x1b[2K" if self._terminal else "") + text + "\n")
+        self._out.flush()
+
+    def progress(self, message: EngineProgress) -> None:
+        self._phases.setdefault(message.phase, _Phase()).done[message.rank] = message.done, message.total
+        while self._phases:
+            name, phase = next(iter(self._phases.items()))
+            if not phase.complete(self._ranks):
+                self._draw(name, phase)
+                return
+            self.line(f"  {name:<10} {phase.amount(self._ranks)}, {time.monotonic() - phase.started_s:.1f} s")
+            del self._phases[name]
+
+    def _draw(self, name: str, phase: _Phase) -> None:
+        now_s = time.monotonic()
+        if self._terminal and now_s - self._drawn_s > 0.05:
+            self._drawn_s = now_s
+            self._out.write(f"\r\x1b[2K  {name:<10} {phase.bar()}, {phase.amount(self._ranks)}")
+            self._out.flush()
+
+
+def invitation(url: str, model: str, api_key: bool, images: bool) -> str:
+    """The lines to paste first."""
+    auth = " -H 'Authorization: Bearer YOUR_KEY'" if api_key else ""
+    key = "YOUR_KEY" if api_key else "none"
+    question = "What can you do?"
+    more = "\n  (images: a content part of type image_url with a data: URL)" if images else ""
+    return f"""\
+Ready at {url}
+
+  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{auth} \\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}], "max_tokens": 64}}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key="{key}")
+  for chunk in client.chat.completions.create(
+      model="{model}", messages=[{{"role": "user", "content": "{question}"}}], max_tokens=64, stream=True
+  ):
+      print(chunk.choices[0].delta.content or "", end="", flush=True)
+{more}
+"""
