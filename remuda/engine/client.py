@@ -150,13 +150,22 @@ class AsyncEngine(asyncio.Protocol):
     async def wait_ready(self) -> EngineReady:
         """Wait for the end of start-up; raises ReplicaDied if it failed."""
         while self.ready is None and self.failure is None:
-            waiter = asyncio.get_running_loop().create_future()
-            self._state_waiters.append(waiter)
-            await waiter
+            await self._state_change()
         if self.failure is not None:
             raise self.failure
         assert self.ready is not None
         return self.ready
+
+    async def wait_failed(self) -> ReplicaDied:
+        """Wait until the engine is gone."""
+        while self.failure is None:
+            await self._state_change()
+        return self.failure
+
+    async def _state_change(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._state_waiters.append(waiter)
+        await waiter
 
     def shutdown(self) -> None:
         """Tell the engine process to stop. Open sequences end with an error."""

@@ -1,0 +1,193 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from remuda.engine.client import Generation
+from remuda.engine.output import Delta, OutputProcessor
+from remuda.protocol.errors import InvalidRequest
+from remuda.protocol.request import TokenLogprobs
+from remuda.server.http import Exchange
+from remuda.server.logprobs import TokenNames, completion_logprobs, prompt_logprobs
+from remuda.server.protocol import (
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    CompletionResponse,
+    check_supported,
+)
+from remuda.server.sampling import sampling_params
+from remuda.server.service import Prompt, Service, usage
+from remuda.server.stream import ChunkFormat, stream_events, to_json
+
+MAX_PROMPTS = 1024
+_decoder = msgspec.json.Decoder(CompletionRequest)
+
+
+async def completions(service: Service, exchange: Exchange) -> None:
+    request = await exchange.json(_decoder, service.config.max_body_bytes)
+    model = service.check_model(request.model)
+    check_supported(request)
+    prompts = [await _prompt(service, request, one) for one in _each_prompt(request.prompt)]
+    call = Call(service, request, prompts, f"cmpl-{request.request_id or exchange.request_id}", model)
+    generation = call.start()
+    if request.stream:
+        await call.stream(exchange, generation)
+        return
+    watch = exchange.on_disconnect(generation.close)
+    try:
+        await generation.completed()
+    finally:
+        watch.cancel()
+        generation.close()
+    await exchange.respond(to_json(call.response(generation)))
+
+
+class Call:
+    """One request on its way: what was asked, and how its answer is written."""
+
+    def __init__(
+        self, service: Service, request: CompletionRequest, prompts: list[Prompt], id_: str, model: str
+    ) -> None:
+        self.service = service
+        self.request = request
+        self.prompts = prompts
+        self.id = id_
+        self.model = model
+        self.created = int(time.time())
+        self.n = request.n or 1
+        # Scoring: nothing is to be generated, but the engine must generate one token to score the prompt.
+        self.prompt_only = bool(request.echo) and request.max_tokens == 0
+        self.names = TokenNames(service.tokenizer, bool(request.return_tokens_as_token_ids))
+        self._offsets: dict[int, int] = {}  # per sequence: characters sent, once the first chunk is out
+
+    def start(self) -> Generation:
+        request = self.request
+        if request.best_of is not None and request.best_of != self.n:
+            raise InvalidRequest("best_of is not supported: use n", param="best_of", code="unsupported")
+        if request.stream and request.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
+        max_tokens = 16 if request.max_tokens is None else request.max_tokens
+        sampling = sampling_params(
+            request,
+            self.service.defaults,
+            max_tokens=1 if self.prompt_only else max_tokens,
+            logprobs=request.logprobs,
+        )
+        if request.echo and request.logprobs is not None and sampling.prompt_logprobs is None:
+            sampling = msgspec.structs.replace(sampling, prompt_logprobs=request.logprobs)
+        return self.service.start(self.prompts, sampling, request)
+
+    def response(self, generation: Generation) -> CompletionResponse:
+        processors = generation.processors
+        counted = usage(self.prompts, processors)
+        if self.prompt_only:
+            counted.completion_tokens, counted.total_tokens = 0, counted.prompt_tokens
+        return CompletionResponse(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=[self._choice(processor) for processor in processors],
+            usage=counted,
+        )
+
+    async def stream(self, exchange: Exchange, generation: Generation) -> None:
+        chunks = ChunkFormat(object_="text_completion", id_=self.id, created=self.created, model=self.model, chat=False)
+        request = self.request
+        options = request.stream_options
+        running_usage = bool(options and options.continuous_usage_stats)
+        decorated = request.logprobs is not None or bool(request.return_token_ids) or running_usage
+
+        def render(processor: OutputProcessor) -> bytes:
+            delta = processor.take()
+            is_first = processor.index not in self._offsets
+            if not (decorated or processor.finished or (is_first and request.echo)):
+                return chunks.text(processor.index, delta.text) if delta.text else b""
+            text, logprobs = self._text_and_logprobs(processor, delta)
+            return chunks.full(
+                processor.index,
+                text,
+                logprobs=logprobs,
+                processor=processor,
+                extra=self._token_id_fields(processor, delta.token_ids, with_prompt=is_first),
+                usage=usage(self.prompts, generation.processors) if running_usage else None,
+            )
+
+        def last() -> bytes:
+            return (
+                chunks.usage(usage(self.prompts, generation.processors)) if options and options.include_usage else b""
+            )
+
+        await stream_events(exchange, generation, first=b"", render=render, last=last)
+
+    def _choice(self, processor: OutputProcessor) -> CompletionChoice:
+        delta = processor.take()
+        text, logprobs = self._text_and_logprobs(processor, delta)
+        choice = CompletionChoice(
+            index=processor.index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason="length" if self.prompt_only else processor.finish_reason,
+            stop_reason=None if self.prompt_only else processor.stop_reason,
+        )
+        if self.request.prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs(self.names, processor.prompt_logprobs or [])
+        if self.request.return_token_ids:
+            choice.token_ids = [] if self.prompt_only else delta.token_ids
+            choice.prompt_token_ids = self._prompt_of(processor).token_ids
+        return choice
+
+    def _text_and_logprobs(self, processor: OutputProcessor, delta: Delta) -> tuple[str, CompletionLogprobs | None]:
+        """What this part of a sequence shows; with echo, its first part begins with the prompt."""
+        text, token_ids = delta.text, delta.token_ids
+        entries: list[TokenLogprobs | None] = list(delta.logprobs or [])
+        if self.prompt_only:
+            text, token_ids, entries = "", [], []
+        offset = self._offsets.get(processor.index)
+        if offset is None and self.request.echo:
+            prompt = self._prompt_of(processor)
+            shown = prompt.text if prompt.text is not None else self.service.tokenizer.decode(prompt.token_ids)
+            text = shown + text
+            token_ids = prompt.token_ids + token_ids
+            entries = [*(processor.prompt_logprobs or []), *entries]
+        logprobs = None
+        if self.request.logprobs is not None:
+            logprobs = completion_logprobs(self.names, entries, token_ids, self.request.logprobs, offset or 0)
+        self._offsets[processor.index] = (offset or 0) + len(text)
+        return text, logprobs
+
+    def _token_id_fields(
+        self, processor: OutputProcessor, token_ids: list[int], *, with_prompt: bool
+    ) -> dict[str, object]:
+        if not self.request.return_token_ids:
+            return {}
+        fields: dict[str, object] = {"token_ids": token_ids}
+        return {"prompt_token_ids": self._prompt_of(processor).token_ids, **fields} if with_prompt else fields
+
+    def _prompt_of(self, processor: OutputProcessor) -> Prompt:
+        return self.prompts[processor.index // self.n]
+
+
+def _each_prompt(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
+    """The four forms of `prompt` as a list of texts and token-id lists."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequest("prompt is missing or empty", param="prompt")
+    if all(isinstance(item, int) for item in prompt):
+        return [prompt]  # type: ignore[list-item]
+    if any(isinstance(item, int) for item in prompt):
+        raise InvalidRequest("prompt must not mix token ids with texts or lists", param="prompt")
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequest(f"at most {MAX_PROMPTS} prompts in one request", param="prompt")
+    return prompt  # type: ignore[return-value]
+
+
+async def _prompt(service: Service, request: CompletionRequest, prompt: str | list[int]) -> Prompt:
+    if isinstance(prompt, list):
+        return Prompt(prompt)
+    ids = await service.encode(prompt, add_special_tokens=request.add_special_tokens is not False)
+    return Prompt(ids, prompt)

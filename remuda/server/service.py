@@ -1,0 +1,104 @@
+"""What the handlers of all endpoints share: the engine, the tokenizer, the model's limits and the way in."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import msgspec
+
+from remuda.config.engine import EngineConfig
+from remuda.engine.client import AsyncEngine, Generation
+from remuda.engine.intake import Intake
+from remuda.engine.output import OutputProcessor
+from remuda.protocol.errors import InvalidRequest, NotFound
+from remuda.protocol.request import EngineRequest, ImageInput
+from remuda.protocol.sampling import SamplingParams
+from remuda.server.config import ServerConfig
+from remuda.server.protocol import GenerationRequest, PromptTokensDetails, Usage
+from remuda.server.sampling import model_defaults
+from remuda.text.chat import ChatTemplate, load_chat_template
+from remuda.text.tokenizer import Tokenizer
+
+_INLINE_CHARS = 16_384  # longer texts are tokenized off the event loop
+T = TypeVar("T")
+
+
+class Prompt(msgspec.Struct):
+    """One prompt, ready for the engine."""
+
+    token_ids: list[int]
+    text: str | None = None  # as the client sent it, where it sent text
+    images: Sequence[ImageInput] = ()
+
+
+class Service:
+    def __init__(self, config: ServerConfig, engine_config: EngineConfig, engine: AsyncEngine, tokenizer: Tokenizer):
+        self.config = config
+        self.model = engine_config.model
+        self.max_model_len = engine_config.scheduler.max_model_len
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.defaults = model_defaults(self.model.generation_defaults, config.generation_config)
+        self._intake = Intake(self.model, tokenizer, self.max_model_len)
+        self._template = load_chat_template(self.model.path, tokenizer, config.chat_template)
+        self._ids = itertools.count()
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")
+
+    @property
+    def template(self) -> ChatTemplate:
+        if self._template is None:
+            raise InvalidRequest(
+                "this model has no chat template: use /v1/completions, or start the server with --chat-template FILE"
+            )
+        return self._template
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def check_model(self, name: str | None) -> str:
+        """The name that the answer carries. Raises NotFound for a model that is not served."""
+        if name is None:
+            return self.config.names[0]
+        if name not in self.config.names:
+            served = ", ".join(self.config.names)
+            raise NotFound(
+                f"the model {name!r} does not exist; served: {served}", param="model", code="model_not_found"
+            )
+        return name
+
+    async def off_loop(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run something slow on one of a few threads, so that other requests' tokens keep flowing."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if len(text) <= _INLINE_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await self.off_loop(lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def start(self, prompts: Sequence[Prompt], sampling: SamplingParams, request: GenerationRequest) -> Generation:
+        """Hand all prompts to the engine. Sequence i of prompt p has index p * n + i."""
+        sequences: list[EngineRequest] = []
+        for prompt in prompts:
+            sequences += self._intake.requests(
+                f"{next(self._ids):x}",
+                prompt.token_ids,
+                sampling,
+                images=prompt.images,
+                priority=request.priority or 0,
+                cache_salt=request.cache_salt or "",
+            )
+        processors = [OutputProcessor(self.tokenizer, s.sampling, index=i) for i, s in enumerate(sequences)]
+        return self.engine.submit(sequences, processors, stream=bool(request.stream))
+
+
+def usage(prompts: Sequence[Prompt], processors: Sequence[OutputProcessor]) -> Usage:
+    """Prompt tokens count once per prompt, however many sequences it has."""
+    prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    completion_tokens = sum(len(processor.token_ids) for processor in processors)
+    n = len(processors) // len(prompts)
+    cached = sum(processors[p * n].cached_tokens for p in range(len(prompts)))
+    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, PromptTokensDetails(cached))
