@@ -179,7 +179,7 @@ class EngineCore:
     def add(self, request: EngineRequest) -> None:
         """Queue a request. Raises InvalidRequest (it can never run) or QueueFull (come back later)."""
         self._check(request)
-        self.scheduler.waiting.check_room()
+        self.scheduler.check_room()
         max_tokens = request.sampling.max_tokens
         longest = self.scheduler.longest_sequence
         limit = longest if max_tokens is None else min(longest, len(request.prompt_token_ids) + max_tokens)

@@ -20,9 +20,10 @@ class WaitingQueue:
     def __len__(self) -> int:
         return self._length
 
-    def check_room(self) -> None:
-        if self._length >= self._max_waiting:
-            raise QueueFull(f"{self._length} requests are waiting already (--max-waiting {self._max_waiting})")
+    def check_room(self, free_slots: int) -> None:
+        """Raise QueueFull if a newcomer would have to wait behind too many; whoever finds a slot does not count."""
+        if self._length >= self._max_waiting + free_slots:
+            raise QueueFull(f"{self._length - free_slots} requests are waiting already, as many as are let in")
 
     def push(self, seq: Sequence) -> None:
         heappush(self._heap, (seq.order, seq))

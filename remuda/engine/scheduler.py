@@ -84,6 +84,10 @@ class Scheduler:
         self.prefix_queries_tokens = 0
         self.prefix_hits_tokens = 0
 
+    def check_room(self) -> None:
+        """Raise QueueFull if the bounded queue takes nobody now."""
+        self.waiting.check_room(len(self._free_slots))
+
     def add(self, seq: Sequence) -> None:
         self.waiting.push(seq)
 

@@ -1,0 +1,126 @@
+"""The engine core as a process of its own, behind one stream socket to its client."""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+
+from remuda.config.engine import EngineConfig
+from remuda.engine.core import EngineCore
+from remuda.engine.garbage import PacedGarbageCollector
+from remuda.engine.ports import Executor
+from remuda.engine.report import layout_report, max_concurrency
+from remuda.protocol.errors import RemudaError, ReplicaDied
+from remuda.protocol.request import (
+    AbortRequest,
+    EngineFailed,
+    EngineMessage,
+    EngineProgress,
+    EngineReady,
+    EngineRequest,
+    FinishReason,
+    RequestOutput,
+    ResetPrefixCache,
+    Shutdown,
+    StatsRequest,
+    StepOutputs,
+)
+from remuda.protocol.step import PhaseProgress
+from remuda.protocol.wire import Channel, WireError, engine_side_of_client
+
+
+def run_engine(config: EngineConfig, executor_factory: Callable[[], Executor], client_socket: socket.socket) -> None:
+    """Serve one client until it says Shutdown or goes away, then end every rank.
+
+    Exits with status 1 if the replica could not start or died; the client has been told why.
+    """
+    channel = engine_side_of_client(client_socket)
+    executor: Executor | None = None
+    core: EngineCore | None = None
+    try:
+        executor = executor_factory()
+        core = EngineCore(config, executor, lambda progress: channel.send(_progress(progress)))
+        channel.send(_ready(config, core))
+        _serve(core, channel)
+    except WireError:
+        pass  # the client is gone, and with it everyone who waits for an answer
+    except RemudaError as error:
+        _report_failure(channel, error, startup=core is None)
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
+        message = f"the engine failed ({type(error).__name__}: {error}); its log has the traceback"
+        _report_failure(channel, RemudaError(message), startup=core is None)
+        sys.exit(1)
+    finally:
+        if executor is not None:
+            executor.shutdown()
+        channel.close()
+
+
+def _serve(core: EngineCore, channel: Channel) -> None:
+    """The loop: read what the client sent, run a step, send what it brought. Sleeps when there is nothing to do."""
+    garbage = PacedGarbageCollector()
+    client = channel.fileno()
+    poller = select.epoll()
+    for descriptor in (client, *core.executor.filenos()):
+        poller.register(descriptor, select.EPOLLIN)
+    immediate = not core.executor.filenos()  # results are there as soon as a plan is submitted
+    while True:
+        if not core.has_work:
+            garbage.when_idle()
+        ready = poller.poll(0 if immediate and core.has_work else None)
+        if any(descriptor == client for descriptor, _ in ready):
+            channel.fill()
+            for message in channel.pop():
+                if isinstance(message, Shutdown):
+                    return
+                _handle(core, channel, message)
+        outputs = core.step(block=False)
+        if outputs is not None:
+            channel.send(outputs)
+            garbage.after_step()
+
+
+def _handle(core: EngineCore, channel: Channel, message: object) -> None:
+    match message:
+        case EngineRequest():
+            try:
+                core.add(message)
+            except RemudaError as error:
+                channel.send(StepOutputs([_refusal(message.request_id, error)]))
+        case AbortRequest():
+            core.abort(message.request_ids)
+        case StatsRequest():
+            channel.send(core.stats())
+        case ResetPrefixCache():
+            core.reset_prefix_cache()
+
+
+def _refusal(request_id: str, error: RemudaError) -> RequestOutput:
+    return RequestOutput(request_id, [], FinishReason.ERROR, error=error.message, error_status=error.http_status)
+
+
+def _progress(progress: PhaseProgress) -> EngineMessage:
+    return EngineProgress(progress.phase, progress.rank, progress.done, progress.total, progress.detail)
+
+
+def _ready(config: EngineConfig, core: EngineCore) -> EngineMessage:
+    return EngineReady(
+        max_model_len=config.scheduler.max_model_len,
+        kv_pages=core.start_report.kv_pages,
+        block_size=config.cache.block_size,
+        max_concurrency=max_concurrency(config, core.scheduler),
+        report=layout_report(config, core.start_report, core.scheduler),
+    )
+
+
+def _report_failure(channel: Channel, error: RemudaError, startup: bool) -> None:
+    node, rank = (error.node, error.rank) if isinstance(error, ReplicaDied) else (0, None)
+    try:
+        channel.send(EngineFailed(error.message, node, rank, startup))
+    except WireError:
+        print(f"remuda: engine: {error.message}", file=sys.stderr)
