@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from remuda.protocol.errors import RemudaError
+from remuda.protocol.errors import InvalidRequest, QueueFull, RemudaError
 from remuda.protocol.request import FinishReason, RequestOutput, TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
 from remuda.text.detokenizer import Detokenizer
@@ -97,7 +97,7 @@ class OutputProcessor:
         self.finish_reason = output.finish_reason
         self.stop_reason = output.stop_token_id
         if output.finish_reason is FinishReason.ERROR:
-            self.error = RemudaError(output.error or "the engine could not finish this request")
+            self.error = error_of(output)
 
     def _decode(self) -> None:
         """Bring the text up to date with the token ids."""
@@ -122,3 +122,11 @@ class OutputProcessor:
         self.stop_reason = self._detokenizer.stop_string
         self._decoded = len(self.token_ids) + 1
         return engine_runs
+
+
+_ERRORS: dict[int, type[RemudaError]] = {400: InvalidRequest, 429: QueueFull}
+
+
+def error_of(output: RequestOutput) -> RemudaError:
+    """What the engine reports for one request, as the error that its client gets."""
+    return _ERRORS.get(output.error_status, RemudaError)(output.error or "the engine could not finish this request")

@@ -14,8 +14,9 @@ from remuda.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from remuda.server.messages import chat_prompt
 from remuda.server.protocol import ChatChoice, ChatMessage, ChatRequest, ChatResponse, check_supported
 from remuda.server.sampling import sampling_params
-from remuda.server.service import Prompt, Service, usage
+from remuda.server.service import Service, usage
 from remuda.server.stream import ChunkFormat, stream_events, to_json
+from remuda.text.prompt import Prompt
 
 _decoder = msgspec.json.Decoder(ChatRequest)
 
@@ -129,8 +130,6 @@ def assistant_message(text: str) -> ChatMessage:
 
 
 def _check(request: ChatRequest) -> None:
-    if not request.messages:
-        raise InvalidRequest("messages must hold at least one message", param="messages")
     if request.tool_choice not in (None, "auto", "none"):
         raise InvalidRequest(
             "tool_choice can only be 'auto' or 'none': the model cannot be forced to call a tool",

@@ -20,8 +20,9 @@ from remuda.server.protocol import (
     check_supported,
 )
 from remuda.server.sampling import sampling_params
-from remuda.server.service import Prompt, Service, usage
+from remuda.server.service import Service, usage
 from remuda.server.stream import ChunkFormat, stream_events, to_json
+from remuda.text.prompt import Prompt
 
 MAX_PROMPTS = 1024
 _decoder = msgspec.json.Decoder(CompletionRequest)

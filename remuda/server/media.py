@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from remuda.protocol.errors import InvalidRequest
 from remuda.server.config import ServerConfig
+from remuda.text.data_url import read_data_url
 
 _MAX_REDIRECTS = 5
 
@@ -24,25 +23,12 @@ class MediaLoader:
     async def load(self, url: str) -> bytes:
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
-            return self._inline(url)
+            return read_data_url(url, self._config.max_media_bytes)
         if scheme == "file":
             return self._file(url)
         if scheme in ("http", "https"):
             return await self._fetch(url)
         raise _refused("image URLs must begin with data:, or file:, http: or https: where the server allows them")
-
-    def _inline(self, url: str) -> bytes:
-        header, comma, payload = url[len("data:") :].partition(",")
-        if not comma:
-            raise _refused("a data: URL needs a comma before its data")
-        if len(payload) > 2 * self._config.max_media_bytes:
-            raise self._too_large()
-        try:
-            if not header.endswith(";base64"):
-                return unquote_to_bytes(payload)
-            return base64.b64decode(unquote(payload) if "%" in payload else payload, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise _refused(f"the data: URL is not valid base64: {error}") from error
 
     def _file(self, url: str) -> bytes:
         allowed = self._config.allowed_local_media_path

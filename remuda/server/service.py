@@ -8,31 +8,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import msgspec
-
 from remuda.config.engine import EngineConfig
 from remuda.engine.client import AsyncEngine, Generation
 from remuda.engine.intake import Intake
 from remuda.engine.output import OutputProcessor
-from remuda.protocol.errors import InvalidRequest, NotFound
-from remuda.protocol.request import EngineRequest, ImageInput
+from remuda.protocol.errors import NotFound
+from remuda.protocol.request import EngineRequest
 from remuda.protocol.sampling import SamplingParams
 from remuda.server.config import ServerConfig
 from remuda.server.protocol import GenerationRequest, PromptTokensDetails, Usage
 from remuda.server.sampling import model_defaults
-from remuda.text.chat import ChatTemplate, load_chat_template
+from remuda.text.prompt import Prompt, Prompter
 from remuda.text.tokenizer import Tokenizer
 
 _INLINE_CHARS = 16_384  # longer texts are tokenized off the event loop
 T = TypeVar("T")
-
-
-class Prompt(msgspec.Struct):
-    """One prompt, ready for the engine."""
-
-    token_ids: list[int]
-    text: str | None = None  # as the client sent it, where it sent text
-    images: Sequence[ImageInput] = ()
 
 
 class Service:
@@ -44,17 +34,9 @@ class Service:
         self.tokenizer = tokenizer
         self.defaults = model_defaults(self.model.generation_defaults, config.generation_config)
         self._intake = Intake(self.model, tokenizer, self.max_model_len)
-        self._template = load_chat_template(self.model.path, tokenizer, config.chat_template)
+        self.prompter = Prompter(self.model, tokenizer, config.chat_template)
         self._ids = itertools.count()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")
-
-    @property
-    def template(self) -> ChatTemplate:
-        if self._template is None:
-            raise InvalidRequest(
-                "this model has no chat template: use /v1/completions, or start the server with --chat-template FILE"
-            )
-        return self._template
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

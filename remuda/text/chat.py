@@ -65,9 +65,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from error
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise InvalidRequest(
-                f"these messages cannot be rendered: {error}", param="messages"
-            ) from error
+            raise InvalidRequest(f"these messages cannot be rendered: {error}", param="messages") from error
         return text[: text.rindex(_PROBE)] if continue_final_message and _PROBE in text else text
 
     def _probe_parts(self) -> bool:
