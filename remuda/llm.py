@@ -132,10 +132,10 @@ class LLM:
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations: list[Any] = list(messages) if several else [messages]
         prompts = [
-            self._prompter.chat(list(conversation), add_generation_prompt=add_generation_prompt)
+            self._prompter.chat(conversation, add_generation_prompt=add_generation_prompt)
             for conversation in conversations
         ]
-        rows = [(p.text, p.token_ids, p.images) for p in prompts]
+        rows = [(p.text, p.token_ids, list(p.images)) for p in prompts]
         return self._run(rows, _one_each(sampling_params, len(rows)), None, use_tqdm)
 
     def stats(self) -> EngineStats:
@@ -185,7 +185,7 @@ class LLM:
         left = len(owner)
         with tqdm(total=len(jobs), disable=not use_tqdm, desc="prompts", unit="prompt") as bar:
             while left:
-                room = self.config.scheduler.max_waiting - self._core.stats().waiting
+                room = max(0, self.config.scheduler.max_waiting - self._core.stats().waiting)
                 for request in itertools.islice(pending, room):
                     self._core.add(request)
                 step = self._core.step(block=True)
@@ -208,7 +208,9 @@ class LLM:
         for processor in job.processors:
             if processor.error:
                 raise processor.error
-        prompt_logprobs = first.prompt_logprobs and [p and self._position(p) for p in first.prompt_logprobs]
+        prompt_logprobs = None
+        if first.prompt_logprobs is not None:
+            prompt_logprobs = [None if entry is None else self._position(entry) for entry in first.prompt_logprobs]
         return RequestResult(
             job.request_id, job.prompt, job.prompt_token_ids, [self._completion(p) for p in job.processors],
             prompt_logprobs, first.cached_tokens,

@@ -1,4 +1,4 @@
-"""Entry point of the engine process: `python -m remuda.cli.engine_main FD BACKEND`, its EngineConfig on standard input."""
+"""Entry point of the engine process: `engine_main FD BACKEND`, with its EngineConfig on standard input."""
 
 from __future__ import annotations
 

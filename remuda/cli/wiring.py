@@ -47,7 +47,7 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
 
 
 def kv_bytes_per_rank(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig) -> int:
-    """What `--kv-cache-memory-bytes` says, or a rank's share of what the weights will leave of this machine's memory."""
+    """What --kv-cache-memory-bytes says, or a share of what the weights will leave of this machine's memory."""
     if cache.kv_cache_memory_bytes is not None:
         return cache.kv_cache_memory_bytes
     stages = plan_memory(model, parallel, cache.block_size)

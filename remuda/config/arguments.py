@@ -190,7 +190,7 @@ SERVER_FLAGS = (
             Flag("chat-template", "Jinja file, or the template itself; default: the tokenizer's", metavar="FILE"),
             Flag("generation-config", "auto: the checkpoint's sampling defaults; vllm: OpenAI's", default="auto",
                  choices=("auto", "vllm")),
-            Flag("allowed-local-media-path", "directory that image_url may read from", default="", metavar="DIR"),
+            Flag("allowed-local-media-path", "directory that image_url may read from", metavar="DIR"),
             Flag("allowed-media-domains", "hosts that image_url may fetch from", plural=True, metavar="HOST"),
             Flag("limit-mm-per-prompt", "most images of a prompt, as {\"image\": N}", metavar="JSON"),
         ),

@@ -15,38 +15,11 @@ from remuda.engine.client import AsyncEngine
 from remuda.protocol.errors import ConfigError, ShuttingDown
 from remuda.server.app import App
 from remuda.server.config import ServerConfig
+from remuda.server.listen import address, listen
 from remuda.server.service import Service
 from remuda.text.tokenizer import Tokenizer
 
 _GRACE_S = 2.0  # for the error answers after the drain timeout to be written
-
-
-def listen(config: ServerConfig) -> socket.socket:
-    """Bind early: a port that is taken should fail before the weights are read. Raises ConfigError."""
-    try:
-        if config.uds is not None:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.bind(config.uds)
-        else:
-            family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((config.host, config.port))
-    except (OSError, OverflowError) as error:
-        where = config.uds or f"{config.host}:{config.port}"
-        raise ConfigError(f"cannot listen on {where}: {error}. Choose another --host or --port.") from error
-    sock.set_inheritable(True)
-    return sock
-
-
-def address(config: ServerConfig, sock: socket.socket) -> str:
-    """The URL that a local client can use."""
-    if config.uds is not None:
-        return f"unix:{config.uds}"
-    host, port = sock.getsockname()[:2]
-    scheme = "https" if config.ssl_certfile else "http"
-    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def serve_http(
