@@ -10,6 +10,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 from remuda.config.engine import SchedulerConfig
 from remuda.engine.output import OutputProcessor
@@ -237,8 +238,7 @@ class AsyncEngine(asyncio.Protocol):
     # ----------------------------------------------------------------------------------------- asyncio.Protocol methods
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._channel.feed(data)

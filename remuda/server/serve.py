@@ -31,51 +31,63 @@ async def serve_http(
     sock: socket.socket | None = None,
     on_serving: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `engine` is connected; it should be ready.
+    """Serve until SIGTERM or SIGINT, then drain. `engine` is connected and should be ready.
 
     `on_serving(url)` is called when requests are accepted. Raises ReplicaDied if the engine fails: by then every open
     request has been answered with that error.
     """
-    service = Service(config, engine_config, engine, tokenizer)
-    app = App(service)
-    sock = sock or listen(config)
-    server = DrainingServer(_uvicorn_config(config, app), app)
-    server.on_started = lambda: on_serving(address(config, sock))
-    watch = asyncio.create_task(_stop_with_engine(engine, server))
-    try:
-        await server.serve(sockets=[sock])
-    finally:
-        watch.cancel()
-        service.close()
-    if engine.failure is not None:
-        raise engine.failure
+    await HttpServer(config, engine_config, engine, tokenizer, sock or listen(config), on_serving).serve_until_stopped()
 
 
-class DrainingServer(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """On the first signal: accept no more, let open requests finish; past the drain timeout end them with a 503."""
 
-    def __init__(self, config: uvicorn.Config, app: App) -> None:
-        super().__init__(config)
-        self.on_started: Callable[[], None] = lambda: None
-        self._app = app
+    def __init__(
+        self,
+        config: ServerConfig,
+        engine_config: EngineConfig,
+        engine: AsyncEngine,
+        tokenizer: Tokenizer,
+        sock: socket.socket,
+        on_serving: Callable[[str], None],
+    ) -> None:
+        self._app = App(Service(config, engine_config, engine, tokenizer))
+        super().__init__(_uvicorn_config(config, self._app))
+        self._settings = config
+        self._engine = engine
+        self._sock = sock
+        self._on_serving = on_serving
+
+    async def serve_until_stopped(self) -> None:
+        """Until the end: see serve_http."""
+        watch = asyncio.create_task(self._stop_with_engine())
+        try:
+            await self.serve(sockets=[self._sock])
+        finally:
+            watch.cancel()
+            self._app.service.close()
+        if self._engine.failure is not None:
+            raise self._engine.failure
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self.on_started()
+            self._on_serving(address(self._settings, self._sock))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A second signal ends everything at once."""
-        if self.should_exit:
-            self.force_exit = True
+        """A signal. uvicorn's own version would raise it again afterwards, before our caller could clean up."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Drain and end; called again, end without draining."""
+        self.force_exit = self.should_exit
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.draining = True
-        service = self._app.service
         timer = asyncio.get_running_loop().call_later(
-            service.config.drain_timeout_s,
-            service.engine.fail_all,
+            self._settings.drain_timeout_s,
+            self._engine.fail_all,
             ShuttingDown("the server is shutting down and this request did not finish in time"),
         )
         try:
@@ -83,10 +95,9 @@ class DrainingServer(uvicorn.Server):
         finally:
             timer.cancel()
 
-
-async def _stop_with_engine(engine: AsyncEngine, server: DrainingServer) -> None:
-    await engine.wait_failed()
-    server.should_exit = True
+    async def _stop_with_engine(self) -> None:
+        await self._engine.wait_failed()
+        self.should_exit = True
 
 
 def _uvicorn_config(config: ServerConfig, app: App) -> uvicorn.Config:
