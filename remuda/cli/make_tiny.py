@@ -16,10 +16,12 @@ from remuda.protocol.errors import ConfigError, RemudaError
 FLAGS = FlagGroup(
     "checkpoint",
     (
-        Flag("preset", "which architecture to imitate", default="maverick"),
+        Flag("kind", "what to imitate", default="maverick",
+             choices=("maverick", "maverick-text", "maverick-fp8", "scout", "scout-fp8", "llama3")),
+        Flag("dtype", "how the weights are stored", default="bfloat16", choices=("bfloat16", "float32")),
         Flag("seed", "seed of the weights", int, 0),
     ),
-)
+)  # fmt: skip
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,8 +33,8 @@ def run(argv: Sequence[str]) -> int:
     directory = Path(options["directory"])
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty")
-    make_tiny(options["preset"], directory, seed=options["seed"])
-    print(f"wrote {options['preset']} to {directory}")
+    make_tiny(options["kind"], directory, seed=options["seed"], dtype=options["dtype"])
+    print(f"wrote {options['kind']} to {directory}")
     return 0
 
 

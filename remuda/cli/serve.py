@@ -39,7 +39,8 @@ def run(argv: Sequence[str]) -> int:
     if config.parallel.node_rank > 0:
         from remuda.executor.nodes import run_node
 
-        return run_node(config)
+        run_node(config)
+        return 0
     return _serve(options, config)
 
 

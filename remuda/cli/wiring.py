@@ -59,11 +59,12 @@ def kv_bytes_per_rank(model: ModelConfig, parallel: ParallelConfig, cache: Cache
 
 
 def make_executor(config: EngineConfig, backend: str) -> Executor:
-    """The executor that `--distributed-executor-backend` names."""
-    if backend in ("inproc", "uni"):
-        from remuda.executor.inproc import InprocExecutor
-
-        return InprocExecutor(config)
+    """The executor that `--distributed-executor-backend` names, with its native kernels."""
+    from remuda.cli.native_adoption import AdoptsNative
+    from remuda.executor.inproc import InprocExecutor
     from remuda.executor.multiproc import MultiprocExecutor
 
-    return MultiprocExecutor(config)
+    executor = InprocExecutor(config) if backend in ("inproc", "uni") else MultiprocExecutor(config)
+    if config.native_kernels == "off":
+        return executor
+    return AdoptsNative(executor, required=config.native_kernels == "require")
