@@ -75,4 +75,6 @@ class EngineConfig(msgspec.Struct, frozen=True):
             parallel=msgspec.structs.replace(self.parallel, node_rank=0),
             model=msgspec.structs.replace(self.model, path=""),
         )
-        return hashlib.sha256(msgspec.json.encode(same)).hexdigest()[:16]
+        # Through the wire and back, as every other process sees it: an int in a float's place becomes a float.
+        received = msgspec.msgpack.decode(msgspec.msgpack.encode(same), type=EngineConfig)
+        return hashlib.sha256(msgspec.json.encode(received)).hexdigest()[:16]

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from remuda.config.engine import EngineConfig
 from remuda.engine.ports import StartReport
 from remuda.executor.sizing import agree_on_pages
+from remuda.executor.threads import threads_of_a_rank
 from remuda.parallel.topology import topology_of
 from remuda.protocol.errors import ConfigError
 from remuda.protocol.step import PhaseProgress, StepPlan, StepResult
 
 if TYPE_CHECKING:
     from remuda.worker.worker import Worker
-
-
-def default_threads(ranks_on_node: int) -> int:
-    """Compute threads of one rank when nobody asked for a number."""
-    return max(1, len(os.sched_getaffinity(0)) // ranks_on_node)
 
 
 class InprocExecutor:
@@ -39,7 +34,7 @@ class InprocExecutor:
         from remuda.parallel.groups import single_rank_groups
         from remuda.worker.worker import Worker
 
-        torch.set_num_threads(self._config.threads_per_rank or default_threads(1))
+        torch.set_num_threads(threads_of_a_rank(self._config))
         worker = Worker(self._config, topology_of(0, self._config.parallel), single_rank_groups(), progress)
         report = worker.load()
         pages = agree_on_pages(self._config, [report])

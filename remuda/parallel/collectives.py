@@ -73,9 +73,9 @@ class TorchDistributed:
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        gathered = x.new_empty(self.size, *x.shape)
-        self._group._allgather_base(gathered, x.contiguous()).wait()
-        return gathered
+        gathered = x.new_empty(self.size * x.numel())
+        self._group._allgather_base(gathered, x.reshape(-1)).wait()
+        return gathered.view(self.size, *x.shape)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor | None:
         if self.rank:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from remuda.protocol.errors import RemudaError
+from remuda.protocol.nodes import FromNode, ToNode
 from remuda.protocol.request import ClientMessage, EngineMessage
 from remuda.protocol.step import FromRank, StepPlan, StepResult, ToRank
 
@@ -101,8 +102,13 @@ class Channel:
 
 
 def engine_side_of_rank(sock: socket.socket) -> Channel:
-    """The engine's end of a rank's channel."""
-    return Channel(sock, {StepPlan: 1}, {0: FromRank, 1: StepResult}, default_send=0)
+    """The engine's end of the channel of a rank, or of a node's launcher: which of them the first message tells."""
+    return Channel(sock, {StepPlan: 1}, {0: FromRank | FromNode, 1: StepResult}, default_send=0)
+
+
+def node_side(sock: socket.socket) -> Channel:
+    """A launcher's end."""
+    return Channel(sock, {}, {0: ToNode}, default_send=0)
 
 
 def rank_side(sock: socket.socket) -> Channel:

@@ -1,0 +1,169 @@
+"""The process of one rank: start-up phases, then plans until told to stop. Runs in a fork of the launcher."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import traceback
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from setproctitle import setproctitle
+
+from remuda import __version__
+from remuda.config.engine import EngineConfig
+from remuda.executor.address import Address
+from remuda.executor.threads import threads_of_a_rank
+from remuda.parallel.groups import Groups, Rendezvous, connect_groups
+from remuda.parallel.topology import Topology, topology_of
+from remuda.protocol.errors import RemudaError
+from remuda.protocol.step import (
+    AdoptNative,
+    AllocateCache,
+    Hello,
+    PhaseProgress,
+    RankFailed,
+    RankReady,
+    StepPlan,
+    StopRank,
+)
+from remuda.protocol.wire import Channel, WireError, rank_side
+from remuda.worker.kv_pool import compute_dtype
+from remuda.worker.worker import Worker
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_TIMERSLACK = 29
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """What a rank must know beside the configuration."""
+
+    rank: int
+    node: int
+    engine: Address
+    rendezvous: Rendezvous
+
+
+class RankProcess:
+    """`run` returns the exit code: 0 after StopRank, 1 after a failure that was reported, 3 if the engine is gone."""
+
+    def __init__(self, config: EngineConfig, place: RankPlace) -> None:
+        self._config = config
+        self._place = place
+        self._phase = "handshake"
+        self._topology: Topology = topology_of(place.rank, config.parallel)
+
+    def run(self) -> int:
+        topology = self._topology
+        setproctitle(f"remuda: rank {topology.rank} tp{topology.tp_rank} pp{topology.stage}")
+        try:
+            self._channel: Channel = rank_side(self._place.engine.connect(self._config.parallel.distributed_timeout_s))
+            self._greet()
+        except RemudaError:
+            return 3
+        try:
+            worker = self._start()
+            self._serve(worker)
+        except WireError:  # the engine is gone; so must we be
+            return 3
+        except Exception as error:
+            return self._report(error)
+        worker.close()
+        return 0
+
+    def _greet(self) -> None:
+        self._channel.send(
+            Hello(
+                rank=self._place.rank,
+                node=self._place.node,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                version=__version__,
+                config_hash=self._config.digest(),
+            )
+        )
+
+    def _enter(self, phase: str, detail: str = "") -> None:
+        self._phase = phase
+        self._progress(PhaseProgress(self._place.rank, phase, 0, 1, detail))
+
+    def _progress(self, progress: PhaseProgress) -> None:
+        self._channel.send(progress)
+
+    def _start(self) -> Worker:
+        config = self._config
+        torch.set_num_threads(threads_of_a_rank(config))
+        self._enter("mesh")
+        worker = Worker(config, self._topology, self._connect(), self._progress)
+        self._enter("weights")
+        self._channel.send(worker.load())
+        self._enter("memory")
+        message = self._channel.receive()
+        if isinstance(message, StopRank):
+            raise WireError("stopped during start-up")
+        assert isinstance(message, AllocateCache), message
+        worker.allocate(message.pages)
+        self._enter("self-test")
+        worker.self_test()
+        self._channel.send(RankReady(self._place.rank))
+        self._phase = "serving"
+        return worker
+
+    def _connect(self) -> Groups:
+        model = self._config.model
+        device = torch.device(self._config.device)
+        return connect_groups(self._topology, self._place.rendezvous, model.hidden_size, compute_dtype(model), device)
+
+    def _serve(self, worker: Worker) -> None:
+        """Plans in order. Whatever has arrived is announced before the next plan runs, so that receives wait early."""
+        channel = self._channel
+        backlog: deque[object] = deque()
+        while True:
+            self._take_in(worker, backlog)
+            message = backlog.popleft()
+            if isinstance(message, StepPlan):
+                result = worker.execute(message)
+                if result is not None:
+                    channel.send(result)
+            elif isinstance(message, AdoptNative):
+                worker.adopt_native()
+            elif isinstance(message, StopRank):
+                return
+
+    def _take_in(self, worker: Worker, backlog: deque[object]) -> None:
+        """Read what is there; with an empty backlog wait for something."""
+        channel = self._channel
+        channel.sock.setblocking(not backlog)
+        while True:
+            channel.fill()
+            for message in channel.pop():
+                if isinstance(message, StepPlan):
+                    worker.announce(message)
+                backlog.append(message)
+            if backlog:
+                break
+        channel.sock.setblocking(True)
+
+    def _report(self, error: Exception) -> int:
+        known = isinstance(error, RemudaError)
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        detail = "" if known else traceback.format_exc()
+        try:
+            self._channel.send(RankFailed(self._place.rank, self._place.node, self._phase, message, detail))
+        except WireError:
+            return 3
+        return 1
+
+
+def become_child_of(parent_pid: int) -> None:
+    """Die when the parent does, and leave Ctrl-C to the engine. Call right after fork."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.prctl(_PR_SET_TIMERSLACK, 1)  # short waits (simulation, spinning collectives) end when asked to
+    if os.getppid() != parent_pid:  # it died before prctl
+        os._exit(3)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
