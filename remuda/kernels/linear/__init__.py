@@ -1,5 +1,39 @@
 """Linear layers with a packed weight."""
 
-from remuda.kernels.linear.naive import PackedLinear
+from __future__ import annotations
 
-__all__ = ["PackedLinear"]
+import torch
+
+from remuda.kernels.linear import naive, native
+from remuda.kernels.native import runtime
+
+
+class PackedLinear:
+    """One linear layer that owns its weight and its memory layout. T tokens, K inputs, N outputs.
+
+    ``scale_N`` (float32) multiplies output channels: the weight of a quantized checkpoint, cast exactly to the compute
+    dtype, times its per-channel scale. ``gated``: the result is silu(first half of y) * second half, [..., N / 2].
+    """
+
+    def __init__(
+        self,
+        weight_NK: torch.Tensor,
+        bias_N: torch.Tensor | None = None,
+        scale_N: torch.Tensor | None = None,
+        gated: bool = False,
+    ) -> None:
+        self._kernel: naive.Linear | native.Linear = naive.Linear(weight_NK, bias_N, scale_N, gated)
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """[..., K] -> [..., N] in x's dtype."""
+        return self._kernel(x_TK)
+
+    def to_float32(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """The same as float32: for logits, which keep the precision of the sums where a kernel has it."""
+        return self._kernel.to_float32(x_TK)
+
+    def adopt_native(self) -> None:
+        """Repack for the native kernels where they serve this layer; torch keeps serving it otherwise."""
+        kernel = self._kernel
+        if runtime.serving and isinstance(kernel, naive.Linear) and kernel.weight_NK.dtype is torch.bfloat16:
+            self._kernel = native.Linear(kernel.weight_NK, kernel.bias_N, kernel.scale_N, kernel.gated)

@@ -13,28 +13,17 @@ def route_sigmoid(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, to
     return expert_Tk, value_Tk.float().sigmoid_()
 
 
-class PackedExperts:
-    """The SwiGLU experts of one rank; owns their weights and memory layout.
-
-    ``gate_up_EH2I`` (gate half first) and ``down_EIH`` are applied as x @ W. ``scales``: float32 factors of output
-    channels, ([E, 2I], [E, H]), of a quantized checkpoint whose weights were cast exactly to the compute dtype.
-    """
+class Experts:
+    """Keeps the weights as the checkpoint has them."""
 
     def __init__(
-        self,
-        gate_up_EH2I: torch.Tensor,
-        down_EIH: torch.Tensor,
-        scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+        self, gate_up_EH2I: torch.Tensor, down_EIH: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None
     ) -> None:
         self.gate_up_EH2I = gate_up_EH2I
         self.down_EIH = down_EIH
         self.scales = scales
 
     def __call__(self, x_TH: torch.Tensor, expert_Tk: torch.Tensor, weight_Tk: torch.Tensor) -> torch.Tensor:
-        """Sum over a token's choices of expert(weight * x) -> [T, H]: the weight multiplies the expert's INPUT.
-
-        ``expert_Tk`` counts this rank's experts from 0; -1 means that the expert lives on another rank.
-        """
         experts = expert_Tk.flatten().tolist()
         if len(experts) == 1:
             return self._expert(experts[0], x_TH * weight_Tk.to(x_TH.dtype)) if experts[0] >= 0 else x_TH * 0
@@ -58,6 +47,3 @@ class PackedExperts:
         gate_up_scale_E2I, down_scale_EH = self.scales
         hidden_RI = silu_mul((gate_up_R2I * gate_up_scale_E2I[expert]).to(x_RH.dtype))
         return (hidden_RI @ self.down_EIH[expert] * down_scale_EH[expert]).to(x_RH.dtype)
-
-    def adopt_native(self) -> None:
-        """Repack for the native kernels where they serve these experts; torch keeps serving them otherwise."""

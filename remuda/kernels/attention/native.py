@@ -1,0 +1,32 @@
+"""Attention over paged keys and values in C, bf16. T tokens, Q query heads, D head_dim."""
+
+from __future__ import annotations
+
+import torch
+
+from remuda.kernels.batch import BatchView
+from remuda.kernels.native import kv, runtime
+
+
+def serves(q_TQD: torch.Tensor) -> bool:
+    head_dim = q_TQD.shape[2]
+    return q_TQD.dtype is torch.bfloat16 and head_dim % 16 == 0 and head_dim <= 256
+
+
+def paged_attention(
+    q_TQD: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    batch: BatchView,
+    group: int,
+    chunk: int | None,
+    scale: float,
+) -> torch.Tensor:
+    if q_TQD.stride(1) != q_TQD.shape[2] or q_TQD.stride(2) != 1:
+        q_TQD = q_TQD.contiguous()
+    out_TQD = torch.empty(q_TQD.shape, dtype=torch.bfloat16)
+    layer = kv.layer(k, v, q_TQD.shape[1], chunk or 0, scale, -1.0, False)
+    runtime.library.remuda_attention(
+        layer, kv.step(batch, group), q_TQD.data_ptr(), q_TQD.stride(0), out_TQD.data_ptr()
+    )
+    return out_TQD

@@ -1,0 +1,149 @@
+"""Build the native kernels: one gcc call, cached by what goes into it. Imports no torch.
+
+Any number of processes may ask at once: a file lock lets one compile, and the object appears by an atomic rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from remuda.protocol.errors import ConfigError
+
+_SOURCES = Path(__file__).parent
+_CPU_FLAGS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16")
+_OPTIONS = (
+    "-std=gnu11", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-mtune=sapphirerapids", "-fno-math-errno",
+    "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra",
+)  # fmt: skip
+_LIBRARIES = ("-lpthread", "-lm")
+
+
+class NativeUnavailable(ConfigError):
+    """The native kernels cannot be built or used here. The message says what is missing."""
+
+
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remuda"
+
+
+@cache
+def unavailable_reason() -> str | None:
+    """Why this machine cannot have the native kernels; None if it can."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"they are written for Linux on x86-64, not {sys.platform} on {platform.machine()}"
+    missing = [flag for flag in _CPU_FLAGS if flag not in _processor_flags()]
+    if missing:
+        return f"the processor lacks {', '.join(missing)}"
+    if _compiler() is None:
+        return "no C compiler was found (install gcc 11 or newer)"
+    return None
+
+
+def _processor_flags() -> set[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def _compiler() -> str | None:
+    return shutil.which("gcc") or shutil.which("cc")
+
+
+def _source_files() -> list[Path]:
+    return sorted(_SOURCES.glob("*.c"))
+
+
+@cache
+def library_path(cache_dir: Path | None = None) -> Path:
+    """Where the object for these sources, options and compiler is, or will be."""
+    compiler = _compiler()
+    if compiler is None:
+        raise NativeUnavailable("no C compiler was found: install gcc 11 or newer, or serve with --native-kernels off")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    digest = hashlib.sha256(version + repr(_OPTIONS).encode())
+    for path in [*_source_files(), *sorted(_SOURCES.glob("*.h"))]:
+        digest.update(path.read_bytes())
+    return (cache_dir or default_cache_dir()) / f"native-{digest.hexdigest()[:16]}.so"
+
+
+def build(cache_dir: Path | None = None) -> Path:
+    """The path of the object, compiled now unless it is cached. Raises NativeUnavailable."""
+    if reason := unavailable_reason():
+        raise NativeUnavailable(f"native kernels are not available: {reason}")
+    library = library_path(cache_dir)
+    if library.exists():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with open(library.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(library)
+    return library
+
+
+def _compile(library: Path) -> None:
+    compiler = _compiler()
+    assert compiler is not None
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        target = Path(folder) / library.name
+        command = [compiler, *_OPTIONS, "-o", str(target), *map(str, _source_files()), *_LIBRARIES]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            first = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200])
+            raise NativeUnavailable(f"the native kernels did not compile with {compiler}: {first}")
+        os.replace(target, library)
+
+
+class BackgroundBuild:
+    """A compilation in a process of its own, at low priority. Poll it from a loop that has other things to do."""
+
+    def __init__(self, cache_dir: Path | None = None) -> None:
+        self._library = library_path(cache_dir)
+        self._process: subprocess.Popen[bytes] | None = None
+        if not self._library.exists():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(self._library.parent)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                preexec_fn=lambda: os.nice(10) and None,
+            )  # fmt: skip
+
+    def poll(self) -> Path | None:
+        """The object, or None while the compiler runs. Raises NativeUnavailable if it failed."""
+        if self._process is None or self._library.exists():
+            return self._library
+        if self._process.poll() is None:
+            return None
+        _, stderr = self._process.communicate()
+        if self._library.exists():
+            return self._library
+        raise NativeUnavailable(stderr.decode().strip() or "the build of the native kernels ended without a result")
+
+    def close(self) -> None:
+        """Stop compiling if that still goes on."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
+
+def build_in_background(cache_dir: Path | None = None) -> BackgroundBuild:
+    """Start compiling and return at once. Raises NativeUnavailable if this machine cannot use the result."""
+    if reason := unavailable_reason():
+        raise NativeUnavailable(f"native kernels are not available: {reason}")
+    return BackgroundBuild(cache_dir)
+
+
+if __name__ == "__main__":
+    try:
+        build(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    except NativeUnavailable as error:
+        sys.exit(error.message)

@@ -1,0 +1,215 @@
+/* Products of bf16 rows with packed weights: AVX-512 dot products for up to four rows, AMX tiles for more. */
+#include "gemm.h"
+
+#define PREFETCH_AHEAD 4096 /* bytes */
+#define K_BLOCK 32          /* k tiles (1,024 values) whose operands stay in the second-level cache */
+
+/* ---------------------------------------------------------------- what happens to a finished panel
+ * `sums` holds float32 [rows][32]: two blocks of 16 columns. */
+
+ALWAYS_INLINE __m512 scaled(const packed_weight *w, int64_t column, __m512 v) {
+    if (w->scale) v = _mm512_mul_ps(v, _mm512_loadu_ps(w->scale + column));
+    if (w->bias) v = _mm512_add_ps(v, _mm512_loadu_ps(w->bias + column));
+    return v;
+}
+
+ALWAYS_INLINE void store_block(const output_view *out, int64_t row, int64_t column, int64_t columns, __m512 v) {
+    const __mmask16 mask = tail_mask(columns - column);
+    if (out->tiled_k) {
+        bf16 *tile = (bf16 *)out->data + ((row / TILE) * out->tiled_k + column / TILE_K) * TILE_SIZE;
+        store_bf16(tile + (row % TILE) * TILE_K + column % TILE_K, v); /* padded columns are zeros */
+        return;
+    }
+    const int64_t at = (out->rows ? out->rows[row] : row) * out->leading + column;
+    if (out->kind == STORE_FLOAT) {
+        _mm512_mask_storeu_ps((float *)out->data + at, mask, v);
+    } else if (out->kind == ADD_BF16) {
+        bf16 *p = (bf16 *)out->data + at;
+        store_bf16_mask(p, _mm512_add_ps(load_bf16_mask(p, mask), v), mask);
+    } else {
+        store_bf16_mask((bf16 *)out->data + at, v, mask);
+    }
+}
+
+ALWAYS_INLINE void finish_row(const packed_weight *w, int64_t panel, int64_t row, __m512 low, __m512 high, const output_view *out) {
+    low = scaled(w, panel * 32, low);
+    high = scaled(w, panel * 32 + 16, high);
+    if (w->gated) {
+        store_block(out, row, panel * 16, w->n, _mm512_mul_ps(silu_ps(low), high));
+        return;
+    }
+    store_block(out, row, panel * 32, w->n, low);
+    store_block(out, row, panel * 32 + 16, w->n, high);
+}
+
+/* ---------------------------------------------------------------- few rows: bound by the memory that holds the weight */
+
+ALWAYS_INLINE void few_rows_panel(const packed_weight *w, row_view x, const int rows, int64_t panel, const output_view *out) {
+    const int64_t block = (int64_t)w->k_tiles * TILE_SIZE;
+    const bf16 *low = w->data + panel * 2 * block, *high = low + block;
+    __m512 sums[4][2][2];
+    for (int r = 0; r < rows; r++) {
+        for (int i = 0; i < 4; i++) sums[r][i / 2][i % 2] = _mm512_setzero_ps();
+    }
+    for (int64_t tile = 0; tile < w->k_tiles; tile++) {
+        const bf16 *x_tile = x.data + tile * x.tile_step;
+#pragma GCC unroll 16
+        for (int pair = 0; pair < TILE; pair++) {
+            const bf16 *a = low + tile * TILE_SIZE + pair * 32, *b = high + tile * TILE_SIZE + pair * 32;
+            _mm_prefetch((const char *)a + PREFETCH_AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)b + PREFETCH_AHEAD, _MM_HINT_T0);
+            const __m512bh wa = (__m512bh)_mm512_loadu_si512(a), wb = (__m512bh)_mm512_loadu_si512(b);
+            for (int r = 0; r < rows; r++) {
+                int32_t two;
+                memcpy(&two, x_tile + r * x.row_step + pair * 2, 4);
+                const __m512bh xs = (__m512bh)_mm512_set1_epi32(two);
+                sums[r][0][pair % 2] = _mm512_dpbf16_ps(sums[r][0][pair % 2], wa, xs);
+                sums[r][1][pair % 2] = _mm512_dpbf16_ps(sums[r][1][pair % 2], wb, xs);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        finish_row(w, panel, r, _mm512_add_ps(sums[r][0][0], sums[r][0][1]), _mm512_add_ps(sums[r][1][0], sums[r][1][1]), out);
+    }
+}
+
+static void few_rows(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const output_view *out) {
+    for (int64_t panel = first; panel < last; panel++) {
+        switch (m) {
+        case 1: few_rows_panel(w, x, 1, panel, out); break;
+        case 2: few_rows_panel(w, x, 2, panel, out); break;
+        case 3: few_rows_panel(w, x, 3, panel, out); break;
+        default: few_rows_panel(w, x, 4, panel, out); break;
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- many rows: AMX
+ * Tile registers: sums 0..3 (row tile x block), inputs 4, 5, weights 6, 7. */
+
+ALWAYS_INLINE void prefetch_tile(const bf16 *tile) {
+    for (int line = 0; line < TILE; line++) _mm_prefetch((const char *)(tile + line * 32) + PREFETCH_AHEAD, _MM_HINT_T0);
+}
+
+/* sums[2 row tiles][2 blocks][16][16] (+)= 32 rows x 32 columns over `tiles` k tiles. `ahead`: weights come from memory. */
+ALWAYS_INLINE void tiles_2x2(row_view x, const bf16 *low, const bf16 *high, int64_t tiles, const bool resume, const bool ahead,
+                             float *sums) {
+    const bf16 *x0 = x.data, *x1 = x.data + x.tile_rows_step;
+    const int64_t stride = x.row_step * 2;
+    if (resume) {
+        tile_load(0, sums, 64);
+        tile_load(1, sums + 256, 64);
+        tile_load(2, sums + 512, 64);
+        tile_load(3, sums + 768, 64);
+    } else {
+        tile_zero(0);
+        tile_zero(1);
+        tile_zero(2);
+        tile_zero(3);
+    }
+    for (int64_t t = 0; t < tiles; t++) {
+        if (ahead) {
+            prefetch_tile(low + t * TILE_SIZE);
+            prefetch_tile(high + t * TILE_SIZE);
+        }
+        tile_load(6, low + t * TILE_SIZE, 64);
+        tile_load(4, x0 + t * x.tile_step, stride);
+        tile_load(7, high + t * TILE_SIZE, 64);
+        tile_dot(0, 4, 6);
+        tile_load(5, x1 + t * x.tile_step, stride);
+        tile_dot(1, 4, 7);
+        tile_dot(2, 5, 6);
+        tile_dot(3, 5, 7);
+    }
+    tile_store(0, sums, 64);
+    tile_store(1, sums + 256, 64);
+    tile_store(2, sums + 512, 64);
+    tile_store(3, sums + 768, 64);
+}
+
+/* The same for a last single row tile. */
+ALWAYS_INLINE void tiles_1x2(row_view x, const bf16 *low, const bf16 *high, int64_t tiles, const bool resume, const bool ahead,
+                             float *sums) {
+    const int64_t stride = x.row_step * 2;
+    if (resume) {
+        tile_load(0, sums, 64);
+        tile_load(1, sums + 256, 64);
+    } else {
+        tile_zero(0);
+        tile_zero(1);
+    }
+    for (int64_t t = 0; t < tiles; t++) {
+        if (ahead) {
+            prefetch_tile(low + t * TILE_SIZE);
+            prefetch_tile(high + t * TILE_SIZE);
+        }
+        tile_load(4, x.data + t * x.tile_step, stride);
+        tile_load(6, low + t * TILE_SIZE, 64);
+        tile_load(7, high + t * TILE_SIZE, 64);
+        tile_dot(0, 4, 6);
+        tile_dot(1, 4, 7);
+    }
+    tile_store(0, sums, 64);
+    tile_store(1, sums + 256, 64);
+}
+
+static void finish_tiles(const packed_weight *w, int64_t panel, int64_t row, int64_t m, const float *sums, const output_view *out) {
+    for (int64_t r = 0; r < min_i64(32, m - row); r++) {
+        const float *low = sums + r / TILE * 512 + r % TILE * TILE;
+        finish_row(w, panel, row + r, _mm512_load_ps(low), _mm512_load_ps(low + 256), out);
+    }
+}
+
+static void many_rows(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const output_view *out) {
+    const int64_t row_tiles = ceil_div(m, TILE), pairs = ceil_div(row_tiles, 2);
+    const bool blocked = w->k_tiles > K_BLOCK && pairs > 2; /* sums wait in memory between blocks of k */
+    const int64_t k_step = blocked ? K_BLOCK : w->k_tiles;
+    const int64_t block = (int64_t)w->k_tiles * TILE_SIZE;
+    float *sums = scratch(SCRATCH_TASK, 4096 * (size_t)(blocked ? pairs * (last - first) : 1));
+    tiles_begin();
+    for (int64_t k = 0; k < w->k_tiles; k += k_step) {
+        const int64_t tiles = min_i64(k_step, w->k_tiles - k);
+        for (int64_t panel = first; panel < last; panel++) {
+            const bf16 *low = w->data + panel * 2 * block + k * TILE_SIZE, *high = low + block;
+            for (int64_t pair = 0; pair < pairs; pair++) {
+                float *s = sums + (blocked ? ((panel - first) * pairs + pair) * 1024 : 0);
+                row_view rows = {x.data + pair * 2 * x.tile_rows_step + k * x.tile_step, x.row_step, x.tile_step, x.tile_rows_step};
+                const bool both = pair * 2 + 1 < row_tiles, ahead = pair == 0;
+                if (both && ahead) tiles_2x2(rows, low, high, tiles, k > 0, true, s);
+                else if (both) tiles_2x2(rows, low, high, tiles, k > 0, false, s);
+                else tiles_1x2(rows, low, high, tiles, k > 0, ahead, s);
+                if (k + tiles == w->k_tiles) finish_tiles(w, panel, pair * 32, m, s, out);
+            }
+        }
+    }
+    tiles_end();
+}
+
+void multiply(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const output_view *out) {
+    if (m <= FEW_ROWS) few_rows(w, x, m, first, last, out);
+    else many_rows(w, x, m, first, last, out);
+}
+
+/* ---------------------------------------------------------------- input into tiles */
+
+static void pack_row(bf16 *target, const bf16 *x, const float *factor, int64_t k) {
+    for (int64_t c = 0; c < k; c += TILE_K, target += TILE_SIZE) {
+        const __mmask32 mask = k - c >= TILE_K ? 0xFFFFFFFF : (1u << (k - c)) - 1;
+        __m512i v = _mm512_maskz_loadu_epi16(mask, x + c);
+        if (factor) {
+            const __m512 f = _mm512_set1_ps(*factor);
+            const __m256i low = narrow(_mm512_mul_ps(widen(_mm512_castsi512_si256(v)), f));
+            const __m256i high = narrow(_mm512_mul_ps(widen(_mm512_extracti64x4_epi64(v, 1)), f));
+            v = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+        }
+        _mm512_storeu_si512(target, v);
+    }
+}
+
+void pack_rows(bf16 *tiles, const bf16 *x, int64_t leading, const int32_t *index, const float *factor, int64_t m, int64_t k) {
+    const int64_t k_tiles = ceil_div(k, TILE_K);
+    for (int64_t row = 0; row < m; row++) {
+        bf16 *target = tiles + row / TILE * k_tiles * TILE_SIZE + row % TILE * TILE_K;
+        pack_row(target, x + (index ? index[row] : row) * leading, factor ? factor + row : NULL, k);
+    }
+}

@@ -1,0 +1,55 @@
+/* Products with packed weights: the blocks that linear.c and moe.c are built from. */
+#ifndef REMUDA_GEMM_H
+#define REMUDA_GEMM_H
+
+#include "common.h"
+
+/* A packed weight [N, K]: N in blocks of 16 columns, each block [K / 2][16][2] bf16, so that 32 values of K are one AMX tile
+ * (16 rows x 64 bytes) and a product with one row reads memory in sequence. K is padded with zeros to a multiple of 32,
+ * N to a multiple of 32. A gated weight alternates blocks of gate and of up columns; its product has N / 2 columns. */
+typedef struct {
+    const bf16 *data;
+    const float *scale; /* per column in packed order, or NULL */
+    const float *bias;  /* per column in packed order, or NULL */
+    int64_t n;          /* columns of the product (before padding; of a gated weight: of silu(gate) * up) */
+    int64_t k;
+    int32_t k_tiles; /* padded k / 32 */
+    int32_t panels;  /* padded columns / 32: pairs of blocks */
+    int32_t gated;
+} packed_weight;
+
+/* Rows of bf16 input, row-major or in AMX tiles: value (row r, column c) lies at
+ * data[r / 16 * tile_rows_step + r % 16 * row_step + c / 32 * tile_step + c % 32]. */
+typedef struct {
+    const bf16 *data;
+    int64_t row_step, tile_step, tile_rows_step;
+} row_view;
+
+ALWAYS_INLINE row_view row_major(const bf16 *x, int64_t leading) { return (row_view){x, leading, TILE_K, TILE * leading}; }
+ALWAYS_INLINE row_view tiled(const bf16 *x, int64_t k_tiles) { return (row_view){x, TILE_K, TILE_SIZE, k_tiles * TILE_SIZE}; }
+
+enum output_kind { STORE_BF16, STORE_FLOAT, ADD_BF16 };
+
+/* Where a product goes. Row r is written at row rows[r] of data (or r), columns as they come; or, `tiled`, in AMX tiles. */
+typedef struct {
+    void *data;
+    int64_t leading;
+    const int32_t *rows;
+    int32_t kind;
+    int32_t tiled_k; /* > 0: data is in tiles of this many k tiles */
+} output_view;
+
+/* product of rows [0, m) of x with panels [first, last) of w, by AVX-512 for few rows and by AMX for many. */
+void multiply(const packed_weight *w, row_view x, int64_t m, int64_t first_panel, int64_t last_panel, const output_view *out);
+
+/* Rows that AVX-512 takes; above it AMX, which needs input padded to whole tiles. */
+#define FEW_ROWS 4
+
+/* Copy rows (index[r] or r, times factor[r] where given) into tiles, columns padded with zeros to whole tiles. Rows that
+ * fill up the last tile are left as they are: no row's product depends on another row. */
+void pack_rows(bf16 *tiles, const bf16 *x, int64_t leading, const int32_t *index, const float *factor, int64_t m, int64_t k);
+
+/* Bytes of one panel of a packed weight: 32 columns. */
+ALWAYS_INLINE int64_t panel_size(const packed_weight *w) { return (int64_t)w->k_tiles * 2 * TILE_SIZE; }
+
+#endif

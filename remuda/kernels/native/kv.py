@@ -1,0 +1,51 @@
+"""C views of a layer's KV pages and of a step's batch, made once and reused by every call."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+
+import torch
+
+from remuda.kernels.batch import BatchView
+from remuda.kernels.native.structs import KVLayer, KVStep
+
+
+@lru_cache(maxsize=4096)
+def _layer(
+    k: int, v: int, page_step: int, kv_heads: int, block_size: int, head_dim: int,
+    heads: int, chunk: int, scale: float, norm_eps: float, interleaved: bool,
+) -> tuple[int, KVLayer]:  # fmt: skip
+    """Address and owner of a struct that holds nothing but its arguments, so that it may outlive the pages."""
+    struct = KVLayer(
+        k=k, v=v, page_step=page_step, chunk=chunk, scale=scale, norm_eps=norm_eps, heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim, block_size=block_size, interleaved=interleaved,
+    )  # fmt: skip
+    return ctypes.addressof(struct), struct
+
+
+def layer(
+    k: torch.Tensor, v: torch.Tensor, heads: int, chunk: int, scale: float, norm_eps: float, interleaved: bool
+) -> int:
+    """Address of the kv_layer of pages k, v [P, K, B, D] (each page dense)."""
+    _, kv_heads, block_size, head_dim = k.shape
+    return _layer(
+        k.data_ptr(), v.data_ptr(), k.stride(0), kv_heads, block_size, head_dim,
+        heads, chunk, scale, norm_eps, interleaved,
+    )[0]  # fmt: skip
+
+
+def step(batch: BatchView, group: int) -> int:
+    """Address of the kv_step of one group; kept with the batch, which owns the tensors it points into."""
+    key = ("native", group)
+    made = batch.plans.get(key)
+    if made is None:
+        table_SB, slots_T = batch.tables_GSB[group], batch.slots_GT[group]
+        struct = KVStep(
+            query_start=batch.query_start_S1.data_ptr(), context=batch.context_S.data_ptr(), tables=table_SB.data_ptr(),
+            slots=slots_T.data_ptr(), table_step=table_SB.stride(0), rows=batch.context_S.shape[0],
+            tokens=slots_T.shape[0],
+        )  # fmt: skip
+        made = batch.plans[key] = (ctypes.addressof(struct), struct)
+    address: int = made[0]
+    return address

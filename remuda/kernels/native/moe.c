@@ -1,0 +1,172 @@
+/* Routing and routed experts. Tokens are sorted by expert; each expert's rows are packed once, multiplied by their score
+ * on the way (Llama 4 scales the expert's input), and the two products run over all threads. */
+#include "gemm.h"
+
+#include <math.h>
+
+#define TASK_BYTES (128 << 10)
+#define TASK_ROWS 256
+#define TASK_PANELS 8
+
+/* ---------------------------------------------------------------- routing */
+
+typedef struct {
+    const bf16 *logits;
+    int64_t *expert;
+    float *weight;
+    int64_t tokens, experts, top_k;
+} route_job;
+
+/* The top_k largest logits of one token, first index first among equals, and their sigmoids. */
+static void route_token(const route_job *job, int64_t token) {
+    const bf16 *logits = job->logits + token * job->experts;
+    for (int64_t choice = 0; choice < job->top_k; choice++) {
+        int64_t *chosen = job->expert + token * job->top_k, best = -1;
+        for (int64_t e = 0; e < job->experts; e++) {
+            bool taken = false;
+            for (int64_t c = 0; c < choice; c++) taken |= chosen[c] == e;
+            if (!taken && (best < 0 || to_float(logits[e]) > to_float(logits[best]))) best = e;
+        }
+        chosen[choice] = best;
+        job->weight[token * job->top_k + choice] = 1.0f / (1.0f + expf(-to_float(logits[best])));
+    }
+}
+
+/* logits [tokens, experts] bf16 -> expert [tokens, top_k] int64, weight [tokens, top_k] float32 = sigmoid of the logit. */
+EXPORT void remuda_route(const bf16 *logits, int64_t *expert, float *weight, int64_t tokens, int64_t experts, int64_t top_k) {
+    route_job job = {logits, expert, weight, tokens, experts, top_k};
+    for (int64_t token = 0; token < tokens; token++) route_token(&job, token);
+}
+
+/* ---------------------------------------------------------------- experts */
+
+/* The rows that chose one expert: entries [first, first + rows) of the sorted order, tiles from first_tile on. */
+typedef struct {
+    int32_t expert;
+    int64_t first, rows, first_tile;
+} run;
+
+typedef struct {
+    const packed_weight *gate_up, *down;
+    const bf16 *x;
+    int64_t x_step;
+    run *runs;
+    int64_t count;    /* runs */
+    int32_t *token;   /* of each sorted entry */
+    float *weight;    /* of each sorted entry */
+    bf16 *input, *hidden;
+    output_view out;
+    struct piece *pieces;
+} experts_job;
+
+/* A task of a product: rows [row, row + rows) of a run and panels [first, last) of its expert's weight. */
+typedef struct piece {
+    const run *run;
+    int64_t row, rows, first, last;
+} piece;
+
+/* Sort the choices by expert, keeping token order within one. Returns the number of tiles that hold them. */
+static int64_t sort_choices(experts_job *job, const int64_t *expert, const float *weight, int64_t choices, int64_t top_k,
+                            int64_t experts) {
+    int64_t counts[experts], tiles = 0, first = 0;
+    memset(counts, 0, sizeof counts);
+    for (int64_t i = 0; i < choices; i++) {
+        if (expert[i] >= 0) counts[expert[i]]++;
+    }
+    for (int64_t e = 0; e < experts; e++) {
+        if (!counts[e]) continue;
+        job->runs[job->count++] = (run){(int32_t)e, first, counts[e], tiles};
+        tiles += ceil_div(counts[e], TILE);
+        first += counts[e];
+        counts[e] = first - counts[e]; /* from now on: where the next of this expert goes */
+    }
+    for (int64_t i = 0; i < choices; i++) {
+        if (expert[i] < 0) continue;
+        const int64_t at = counts[expert[i]]++;
+        job->token[at] = (int32_t)(i / top_k);
+        job->weight[at] = weight[i];
+    }
+    return tiles;
+}
+
+static void pack_task(void *context, int64_t task) {
+    const experts_job *job = context;
+    const run *r = job->runs + task;
+    bf16 *tiles = job->input + r->first_tile * job->gate_up->k_tiles * TILE_SIZE;
+    pack_rows(tiles, job->x, job->x_step, job->token + r->first, job->weight + r->first, r->rows, job->gate_up->k);
+}
+
+static void gate_up_task(void *context, int64_t task) {
+    const experts_job *job = context;
+    const piece *p = job->pieces + task;
+    const packed_weight *w = job->gate_up + p->run->expert;
+    const int64_t tile = p->run->first_tile + p->row / TILE, hidden_tiles = job->down->k_tiles;
+    const output_view out = {.data = job->hidden + tile * hidden_tiles * TILE_SIZE, .tiled_k = (int32_t)hidden_tiles};
+    multiply(w, tiled(job->input + tile * w->k_tiles * TILE_SIZE, w->k_tiles), p->rows, p->first, p->last, &out);
+}
+
+static void down_piece(const experts_job *job, const run *r, int64_t row, int64_t rows, int64_t first, int64_t last) {
+    const packed_weight *w = job->down + r->expert;
+    const int64_t tile = r->first_tile + row / TILE;
+    output_view out = job->out;
+    out.rows = job->token + r->first + row;
+    multiply(w, tiled(job->hidden + tile * w->k_tiles * TILE_SIZE, w->k_tiles), rows, first, last, &out);
+}
+
+static void down_task(void *context, int64_t task) {
+    const experts_job *job = context;
+    const piece *p = job->pieces + task;
+    down_piece(job, p->run, p->row, p->rows, p->first, p->last);
+}
+
+/* With several choices per token two experts add to one row: a task takes some columns through all experts, in order. */
+static void down_columns_task(void *context, int64_t task) {
+    const experts_job *job = context;
+    for (int64_t i = 0; i < job->count; i++) down_piece(job, job->runs + i, 0, job->runs[i].rows, task, task + 1);
+}
+
+static int64_t cut_runs(const experts_job *job, const packed_weight *w, bool few_rows) {
+    const int64_t streamed = max_i64(1, min_i64(TASK_BYTES / (panel_size(w) * 2), ceil_div(w->panels * job->count, pool_threads() * 3)));
+    const int64_t panels = few_rows ? streamed : TASK_PANELS;
+    piece *next = job->pieces;
+    for (int64_t i = 0; i < job->count; i++) {
+        const run *r = job->runs + i;
+        for (int64_t row = 0; row < r->rows; row += TASK_ROWS) {
+            for (int64_t p = 0; p < w->panels; p += panels) {
+                *next++ = (piece){r, row, min_i64(TASK_ROWS, r->rows - row), p, min_i64(w->panels, p + panels)};
+            }
+        }
+    }
+    return next - job->pieces;
+}
+
+/* y [tokens, hidden] = (add ? y : 0) + the sum over each token's choices of expert(weight * x). Expert -1 is skipped.
+ * gate_up, down: one packed weight per expert. */
+EXPORT void remuda_experts(const packed_weight *gate_up, const packed_weight *down, int64_t experts, const bf16 *x, int64_t x_step,
+                           const int64_t *expert, const float *weight, int64_t tokens, int64_t top_k, bf16 *y, int64_t y_step,
+                           int32_t add) {
+    const int64_t choices = tokens * top_k, most_runs = min_i64(choices, experts);
+    const int64_t most_pieces = (choices / TASK_ROWS + most_runs) * max_i64(gate_up->panels, down->panels);
+    if (!add) {
+        for (int64_t t = 0; t < tokens; t++) memset(y + t * y_step, 0, down->n * sizeof(bf16));
+    }
+    char *index = scratch(SCRATCH_INDEX, most_pieces * sizeof(piece) + most_runs * sizeof(run) + choices * 8);
+    experts_job job = {.gate_up = gate_up, .down = down, .x = x, .x_step = x_step};
+    job.pieces = (piece *)index;
+    job.runs = (run *)(job.pieces + most_pieces);
+    job.token = (int32_t *)(job.runs + most_runs);
+    job.weight = (float *)(job.token + choices);
+    job.out = (output_view){.data = y, .leading = y_step, .kind = ADD_BF16};
+    const int64_t tiles = sort_choices(&job, expert, weight, choices, top_k, experts);
+    job.input = scratch(SCRATCH_INPUT, tiles * gate_up->k_tiles * TILE_SIZE * sizeof(bf16));
+    job.hidden = scratch(SCRATCH_HIDDEN, tiles * down->k_tiles * TILE_SIZE * sizeof(bf16));
+    if (choices * gate_up->k < 16384) { /* not worth a fork */
+        for (int64_t i = 0; i < job.count; i++) pack_task(&job, i);
+    } else {
+        run_tasks(pack_task, &job, job.count);
+    }
+    const bool few_rows = choices <= 64;
+    run_tasks(gate_up_task, &job, cut_runs(&job, gate_up, few_rows));
+    if (top_k == 1) run_tasks(down_task, &job, cut_runs(&job, down, few_rows));
+    else run_tasks(down_columns_task, &job, down->panels);
+}

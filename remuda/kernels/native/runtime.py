@@ -1,0 +1,44 @@
+"""The native library of this process: loaded once, between two steps, then read by the dispatch of every operation.
+
+Its functions release the interpreter lock. One thread computes at a time; a second one that calls a kernel meanwhile is
+served by its own thread alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from remuda.kernels.native.build import NativeUnavailable
+from remuda.kernels.native.structs import SIGNATURES
+
+serving = False  # the dispatch of each operation reads this
+library: ctypes.CDLL
+
+SPIN_US = 100  # how long an idle worker thread spins: longer than Python needs between two kernels
+
+
+def load(path: Path, threads: int) -> None:
+    """Load the object and let it serve bf16 operations from now on, on `threads` threads.
+
+    Raises NativeUnavailable if the kernel refuses the processor's tile registers to this process.
+    """
+    global library, serving
+    loaded = ctypes.CDLL(str(path))
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    if errno := loaded.remuda_init():
+        raise NativeUnavailable(f"native kernels are not available: the kernel refuses AMX to this process ({errno})")
+    loaded.remuda_set_threads(threads, SPIN_US if threads > 1 else 0)
+    library, serving = loaded, True
+
+
+def unload() -> None:
+    """Back to torch operations (layers that have repacked their weights keep using the library)."""
+    global serving
+    serving = False
+
+
+def set_threads(threads: int, spin_us: int = SPIN_US) -> None:
+    library.remuda_set_threads(threads, spin_us)

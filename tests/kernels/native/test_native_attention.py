@@ -1,0 +1,116 @@
+"""rope_kv and paged attention against the naive kernels, over mixed batches with shuffled pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from remuda.kernels import attention, rotary
+from remuda.kernels.attention import naive as naive_attention
+from remuda.kernels.rotary import HeadLayout
+from remuda.kernels.rotary import naive as naive_rotary
+
+
+@dataclass
+class Batch:
+    query_start_S1: torch.Tensor
+    context_S: torch.Tensor
+    tables_GSB: torch.Tensor
+    slots_GT: torch.Tensor
+    num_decodes: int
+    block_size: int
+    plans: dict[Any, Any] = field(default_factory=dict)
+
+
+def make_batch(rows: list[tuple[int, int]], block_size: int) -> tuple[Batch, int]:
+    """Rows of (query tokens, context after it), decodes first; pages of two groups, shuffled. Also page count."""
+    blocks = [-(-context // block_size) for _, context in rows]
+    pages = torch.randperm(2 * sum(blocks)) + 1
+    tables = torch.zeros(2, len(rows), max(blocks) + 1, dtype=torch.int32)
+    slots: list[list[int]] = [[], []]
+    taken = 0
+    for group in range(2):
+        for row, (count, context) in enumerate(rows):
+            own = pages[taken : taken + blocks[row]]
+            taken += blocks[row]
+            tables[group, row, : blocks[row]] = own
+            slots[group] += [
+                int(own[p // block_size]) * block_size + p % block_size for p in range(context - count, context)
+            ]
+    starts = torch.tensor([0, *[count for count, _ in rows]]).cumsum(0).int()
+    decodes = sum(count == 1 for count, _ in rows)
+    batch = Batch(starts, torch.tensor([c for _, c in rows]).int(), tables, torch.tensor(slots), decodes, block_size)
+    return batch, 2 * sum(blocks) + 1
+
+
+def check_attention(
+    rows: list[tuple[int, int]], heads: int, kv_heads: int, head_dim: int, block_size: int, chunk: int | None
+) -> None:
+    batch, pages = make_batch(rows, block_size)
+    k, v = (torch.randn(pages, kv_heads, block_size, head_dim).bfloat16() for _ in range(2))
+    tokens = int(batch.query_start_S1[-1])
+    q = torch.randn(tokens, heads + 2, head_dim).bfloat16()[:, :heads]  # strided, as in a fused projection
+    scale = head_dim**-0.5
+    exact = naive_attention.paged_attention(q.float(), k.float(), v.float(), batch, 1, chunk, scale)
+    actual = attention.paged_attention(q, k, v, batch, 1, chunk, scale)
+    torch.testing.assert_close(actual.float(), exact, rtol=2e-2, atol=1.2e-2)
+    assert torch.equal(actual, attention.paged_attention(q, k, v, batch, 1, chunk, scale))
+
+
+@pytest.mark.parametrize("block_size", [8, 16, 32])
+@pytest.mark.parametrize("chunk", [None, 40, 64, 256])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(1, 1)],
+        [(1, 5000)],
+        [(1, 63), (1, 64), (1, 65), (1, 129), (1, 300)],
+        [(1, 40), (1, 41), (7, 7), (33, 90), (130, 700), (2, 2)],
+        [(300, 300)],
+    ],
+    ids=["first", "long", "decodes", "mixed", "prompt"],
+)
+def test_attention_over_contexts(rows: list[tuple[int, int]], chunk: int | None, block_size: int) -> None:
+    check_attention(rows, heads=8, kv_heads=2, head_dim=32, block_size=block_size, chunk=chunk)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (5, 1), (16, 1), (12, 4), (40, 2)])
+@pytest.mark.parametrize("head_dim", [16, 48, 64, 128, 256])
+def test_attention_over_heads(heads: int, kv_heads: int, head_dim: int) -> None:
+    check_attention([(1, 130), (1, 17), (50, 77)], heads, kv_heads, head_dim, block_size=16, chunk=None)
+
+
+def test_pages_past_the_context_are_never_read_into_the_result() -> None:
+    batch, pages = make_batch([(1, 21), (30, 53)], 16)
+    k, v = (torch.randn(pages, 2, 16, 32).bfloat16() for _ in range(2))
+    q = torch.randn(31, 4, 32).bfloat16()
+    clean = attention.paged_attention(q, k, v, batch, 0, None, 0.2)
+    for row, context in enumerate((21, 53)):
+        page = int(batch.tables_GSB[0, row, context // 16])
+        k[page, :, context % 16 :], v[page, :, context % 16 :] = float("nan"), float("nan")
+    assert torch.equal(attention.paged_attention(q, k, v, batch, 0, None, 0.2), clean)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize(("rope", "norm_eps", "tuned"), [(True, None, False), (True, 1e-5, False), (False, None, True)])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(8, 2, 32), (3, 1, 16), (4, 4, 128)])
+def test_rope_kv(
+    heads: int, kv_heads: int, head_dim: int, interleaved: bool, rope: bool, norm_eps: float | None, tuned: bool
+) -> None:
+    batch, pages = make_batch([(1, 20), (1, 33), (45, 60)], 16)
+    tokens = int(batch.query_start_S1[-1])
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).bfloat16()
+    angles = torch.rand(tokens, head_dim // 2) * 6
+    cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1) if rope else None
+    temperature = torch.rand(tokens) + 1 if tuned else None
+    layout = HeadLayout(heads, kv_heads, head_dim, interleaved)
+    results = []
+    for kernel in (rotary.rope_kv, naive_rotary.rope_kv):
+        k, v = (torch.zeros(pages, kv_heads, 16, head_dim).bfloat16() for _ in range(2))
+        q = kernel(qkv.clone(), cos_sin, temperature, layout, batch, 1, k, v, norm_eps)
+        results.append((q, k, v))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)

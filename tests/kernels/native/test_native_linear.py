@@ -1,0 +1,61 @@
+"""Packed linear layers against float32 products of the same bf16 values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from remuda.kernels.activation import naive as activation
+from remuda.kernels.linear import PackedLinear
+
+SHAPES = [(1, 1), (7, 5), (16, 64), (32, 32), (48, 33), (96, 2048), (384, 256), (100, 1100), (33, 4100)]
+ROWS = [1, 2, 3, 4, 5, 15, 16, 17, 33, 64, 65, 100, 300]
+
+
+def adopted(*arguments: torch.Tensor | None, gated: bool = False) -> PackedLinear:
+    linear = PackedLinear(*arguments, gated=gated)  # type: ignore[arg-type]
+    linear.adopt_native()
+    return linear
+
+
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_float32_results_are_exact_sums(n: int, k: int) -> None:
+    weight_NK = torch.randn(n, k).bfloat16()
+    linear = adopted(weight_NK)
+    for rows in ROWS:
+        x_TK = torch.randn(rows, k).bfloat16()
+        expected = x_TK.float() @ weight_NK.float().T
+        torch.testing.assert_close(linear.to_float32(x_TK), expected, rtol=1e-4, atol=1e-5 * k)
+
+
+@pytest.mark.parametrize(("n", "k"), [(64, 48), (34, 100), (512, 1200)])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 20, 70])
+def test_bias_scale_and_gate(n: int, k: int, gated: bool, rows: int) -> None:
+    weight_NK, bias_N, scale_N = torch.randn(n, k).bfloat16(), torch.randn(n).bfloat16(), torch.rand(n) + 0.5
+    x_TK = torch.randn(rows, k).bfloat16()
+    expected = (x_TK.float() @ weight_NK.float().T) * scale_N + bias_N.float()
+    if gated:
+        expected = activation.silu_mul(expected)
+    actual = adopted(weight_NK, bias_N, scale_N, gated=gated)(x_TK)
+    assert actual.dtype is torch.bfloat16
+    torch.testing.assert_close(actual.float(), expected, rtol=8e-3, atol=2e-3 * k**0.5)
+
+
+def test_input_may_be_a_strided_view_of_any_rank() -> None:
+    weight_NK, wide = torch.randn(40, 64).bfloat16(), torch.randn(3, 7, 128).bfloat16()
+    linear = adopted(weight_NK)
+    torch.testing.assert_close(linear(wide[..., 64:]), wide[..., 64:] @ weight_NK.T, rtol=2e-2, atol=2e-2)
+    assert linear(wide[..., :64]).shape == (3, 7, 40)
+    assert linear(wide[0, :0, :64]).shape == (0, 40)
+
+
+def test_repeated_calls_give_the_same_bits() -> None:
+    linear, x_TK = adopted(torch.randn(300, 1500).bfloat16()), torch.randn(90, 1500).bfloat16()
+    first = linear(x_TK)
+    assert all(torch.equal(linear(x_TK), first) for _ in range(5))
+
+
+def test_float32_layers_stay_with_torch() -> None:
+    weight_NK, x_TK = torch.randn(8, 8), torch.randn(2, 8)
+    assert torch.equal(adopted(weight_NK)(x_TK), torch.nn.functional.linear(x_TK, weight_NK))
