@@ -144,6 +144,6 @@ def _stored(name: str, file: Path, entry: Any, data_start: int) -> tuple[StoredT
         well_formed = False
     if not well_formed:
         raise CheckpointError(f"{file}: tensor {name} has a malformed header entry {entry!r:.200}")
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise CheckpointError(f"{file}: tensor {name} has dtype {dtype}; supported: {', '.join(_DTYPES)}")
     return StoredTensor(name, file, _DTYPES[dtype], shape, data_start + begin), data_start + end

@@ -22,10 +22,12 @@ WINDOW_BYTES = 8 << 20
 
 def read_region(checkpoint: Checkpoint, tensor: StoredTensor, region: Region, into: torch.Tensor) -> int:
     """Fill `into` (of the region's shape, any strides, any float dtype) and return the number of bytes read."""
+    if into.numel() == 0:
+        return 0
     descriptor = checkpoint.descriptor(tensor.file)
     direct = into.dtype == tensor.dtype and into.is_contiguous() and into.device.type == "cpu"
     if direct and _is_contiguous(region, tensor.shape):
-        flat = into.view(-1).view(torch.uint8).numpy()
+        flat = into.as_strided((into.numel(),), (1,)).view(torch.uint8).numpy()
         _read_exactly(descriptor, flat.data, _offset(tensor, region), tensor)
         return into.nbytes
     for block in _blocks(region, tensor):
@@ -60,9 +62,7 @@ def _is_contiguous(region: Region, shape: tuple[int, ...]) -> bool:
 def _blocks(region: Region, tensor: StoredTensor) -> Iterator[Region]:
     """Cut a region along its leading dimensions into blocks whose span fits the window."""
     span = _span(tensor, region)
-    if 0 in region_shape(region):
-        return
-    if span <= WINDOW_BYTES:
+    if span <= max(WINDOW_BYTES, tensor.dtype.itemsize):
         yield region
         return
     axis = next(i for i, size in enumerate(region_shape(region)) if size > 1)

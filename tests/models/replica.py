@@ -107,13 +107,11 @@ class Replica:
 
         return list(self.threads.map(guarded, range(len(self.stages[stage]))))
 
-    def forward(
-        self, rows: list[tuple[str, list[int]]], images: dict[int, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def forward(self, rows: list[tuple[str, list[int]]], images: dict[int, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits [T, vocabulary] of the rows' tokens. `images`: token index in the batch -> its embedding."""
         batch = self.batch([(name, len(ids)) for name, ids in rows])
         ids_T = torch.tensor([token for _, ids in rows for token in ids])
-        hidden = self.on_ranks(0, lambda rank, model: model.embed(ids_T))
+        hidden = [x_TH.clone() for x_TH in self.on_ranks(0, lambda rank, model: model.embed(ids_T))]
         for index, row in (images or {}).items():
             for x_TH in hidden:
                 x_TH[index] = row
