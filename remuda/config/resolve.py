@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,10 +138,12 @@ def _device(options: Mapping[str, Any]) -> str:
 
 
 def _threads_per_rank(options: Mapping[str, Any]) -> int:
+    """As told by the flag or by OMP_NUM_THREADS; 0 lets every node deal its cores to its ranks."""
     threads: int = options["threads_per_rank"]
     if threads < 0:
         raise ConfigError("--threads-per-rank must not be negative")
-    return threads
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return threads or (int(told) if told.isdecimal() else 0)
 
 
 def longest_that_fits(
@@ -178,6 +181,6 @@ def describe(config: EngineConfig) -> str:
     layout = f"TP {p.tensor_parallel_size} x PP {p.pipeline_parallel_size}"
     model_len = f"{s.max_model_len:,} tokens"
     if s.max_model_len < model.max_position_embeddings:
-        model_len += f" (the model's {model.max_position_embeddings:,} cut to fit)"
+        model_len += f" (of the model's {model.max_position_embeddings:,})"
     experts = ", experts dealt out whole" if p.enable_expert_parallel else ""
     return f"{model.architecture} in {model.dtype}, {layout}{experts}, sequences of up to {model_len}"
