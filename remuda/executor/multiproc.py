@@ -210,8 +210,8 @@ class _StartUp:
             parallel = self._config.parallel
             nodes = ", ".join(str(node) for node in missing)
             return (
-                f"node {nodes} of {parallel.nnodes} did not join within {waited_s:.0f} s: run the same command there, with "
-                f"--node-rank, --master-addr {parallel.master_addr} and --master-port {parallel.master_port}"
+                f"node {nodes} of {parallel.nnodes} did not join within {waited_s:.0f} s: run the same command there, "
+                f"with --node-rank, --master-addr {parallel.master_addr} and --master-port {parallel.master_port}"
             )
         return supervision.describe_timeout(what, self._phases, missing, waited_s)
 
