@@ -22,12 +22,21 @@ class Piece:
 
 
 class Linear(Layer):
-    """y = x W^T (+ bias), W stacked from pieces of checkpoint modules. Subclasses say which pieces a rank holds."""
+    """y = x W^T (+ bias), W stacked from pieces of checkpoint modules. Subclasses say which pieces a rank holds.
+
+    ``gated``: the output is silu(first half of y) * second half.
+    """
 
     def __init__(
-        self, context: BuildContext, pieces: list[Piece], bias: bool = False, quantizable: bool = True
+        self,
+        context: BuildContext,
+        pieces: list[Piece],
+        bias: bool = False,
+        quantizable: bool = True,
+        gated: bool = False,
     ) -> None:
         quantized = quantizable and context.quant.covers_all([piece.module for piece in pieces])
+        self.gated = gated
         self.outputs = outputs = sum(piece.outputs[1] - piece.outputs[0] for piece in pieces)
         inputs = pieces[0].inputs[1] - pieces[0].inputs[0]
         weight, biases, scales, row = [], [], [], 0
@@ -41,11 +50,12 @@ class Linear(Layer):
         self.weight = Parameter((outputs, inputs), context.dtype, tuple(weight))
         self.bias = Parameter((outputs,), context.dtype, tuple(biases)) if bias else None
         self.scale = Parameter((outputs, 1), torch.float32, tuple(scales)) if quantized else None
+        self.gated = gated
 
     def pack(self) -> None:
         bias = self.bias.take() if self.bias else None
         scale = self.scale.take().view(-1) if self.scale else None
-        self.linear = PackedLinear(self.weight.take(), bias, scale)
+        self.linear = PackedLinear(self.weight.take(), bias, scale, self.gated)
 
     def adopt_native(self) -> None:
         self.linear.adopt_native()
@@ -74,9 +84,12 @@ class ReplicatedLinear(Linear):
 class ColumnParallelLinear(Linear):
     """Each of `modules` cut across its outputs, this rank's parts stacked. The input is whole, the output a shard."""
 
-    def __init__(self, context: BuildContext, modules: list[str], inputs: int, outputs: int) -> None:
+    def __init__(
+        self, context: BuildContext, modules: list[str], inputs: int, outputs: int, gated: bool = False
+    ) -> None:
         rows = context.cut(outputs)
-        super().__init__(context, [Piece(module, (outputs, inputs), rows, (0, inputs)) for module in modules])
+        pieces = [Piece(module, (outputs, inputs), rows, (0, inputs)) for module in modules]
+        super().__init__(context, pieces, gated=gated)
 
 
 class QKVParallelLinear(Linear):

@@ -1,10 +1,9 @@
-"""The dense gated MLP. T tokens, H hidden, I this rank's share of the intermediate size."""
+"""The dense gated MLP. T tokens, H hidden."""
 
 from __future__ import annotations
 
 import torch
 
-from remuda.kernels import activation
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.linear import ColumnParallelLinear, RowParallelLinear
 
@@ -15,9 +14,9 @@ class MLP(Layer):
     def __init__(self, context: BuildContext, prefix: str, intermediate_size: int, reduce: bool = True) -> None:
         hidden = context.config.hidden_size
         self.gate_up = ColumnParallelLinear(
-            context, [f"{prefix}.gate_proj", f"{prefix}.up_proj"], hidden, intermediate_size
+            context, [f"{prefix}.gate_proj", f"{prefix}.up_proj"], hidden, intermediate_size, gated=True
         )
         self.down = RowParallelLinear(context, f"{prefix}.down_proj", intermediate_size, hidden, reduce)
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
-        return self.down(activation.silu_mul(self.gate_up(x_TH)))
+        return self.down(self.gate_up(x_TH))

@@ -54,7 +54,7 @@ class ParallelHead(_VocabParallel):
 
     def __call__(self, x_SH: torch.Tensor) -> torch.Tensor:
         """float32 [S, V]; ids past the vocabulary are at -inf."""
-        logits_SV = self.linear(x_SH).float()
+        logits_SV = self.linear.to_float32(x_SH)
         if self.real < self.size:
             logits_SV[:, self.real :] = float("-inf")
         return logits_SV

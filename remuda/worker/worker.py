@@ -9,6 +9,8 @@ import torch
 
 from remuda.config.engine import EngineConfig
 from remuda.config.kv_groups import kv_groups
+from remuda.kernels.native import runtime
+from remuda.kernels.native.build import build
 from remuda.models.interfaces import Model, SupportsImages
 from remuda.parallel.groups import Groups
 from remuda.parallel.topology import Topology, node_of, node_ranks
@@ -200,6 +202,10 @@ class Worker:
 
     def adopt_native(self) -> None:
         """Switch to the native kernels. Every rank does so between the same two steps."""
+        if self.config.model.dtype != "bfloat16" or self.device.type != "cpu":
+            return
+        runtime.load(build(), torch.get_num_threads())
+        torch.set_num_threads(1)  # what torch still does is small, and its idle threads would spin on our cores
         self.model.switch_to_native()
 
     def close(self) -> None:
