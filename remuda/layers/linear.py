@@ -50,7 +50,6 @@ class Linear(Layer):
         self.weight = Parameter((outputs, inputs), context.dtype, tuple(weight))
         self.bias = Parameter((outputs,), context.dtype, tuple(biases)) if bias else None
         self.scale = Parameter((outputs, 1), torch.float32, tuple(scales)) if quantized else None
-        self.gated = gated
 
     def pack(self) -> None:
         bias = self.bias.take() if self.bias else None
