@@ -111,7 +111,7 @@ def brute_force(req: EngineRequest, longest: int) -> tuple[list[int], FinishReas
             return outputs, FinishReason.LENGTH
 
 
-# --------------------------------------------------------------------------------------------------- the simulated ranks
+# ------------------------------------------------------------------------------------------------ the simulated ranks
 
 
 @dataclass
@@ -238,6 +238,45 @@ class FakeRanks:
                 written.add(cell)
                 self._cells[cell] = state.histories[-1]
         state.computed += count
+
+
+class CountingRanks:
+    """Ranks that only count: fast, for tests of what the scheduler does rather than of what the pages hold."""
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self.plans: list[StepPlan] = []
+        self._uncomputed: dict[int, int] = {}  # by slot
+        self._results: list[StepResult] = []
+
+    def start(self, progress: Callable[[PhaseProgress], None]) -> StartReport:
+        return StartReport(self.pages, [])
+
+    def filenos(self) -> list[int]:
+        return []
+
+    def shutdown(self) -> None:
+        return
+
+    def poll(self) -> list[StepResult]:
+        arrived, self._results = self._results, []
+        return arrived
+
+    def submit(self, plan: StepPlan) -> None:
+        self.plans.append(plan)
+        self._results.append(StepResult(plan.step, [EOS + 1] * len(self.sampling_rows(plan))))
+
+    def sampling_rows(self, plan: StepPlan) -> list[int]:
+        """Run a plan; the slots that sample."""
+        for new in plan.new:
+            self._uncomputed[new.slot] = len(new.token_ids) - new.computed
+        sampling = []
+        for slot, count in zip(plan.slots, plan.counts, strict=True):
+            self._uncomputed[slot] -= count
+            if self._uncomputed[slot] == 0:
+                self._uncomputed[slot] = 1
+                sampling.append(slot)
+        return sampling
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers

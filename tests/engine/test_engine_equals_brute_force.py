@@ -7,6 +7,9 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from remuda.engine.core import EngineCore
+from remuda.protocol.request import EngineRequest, FinishReason, ImageInput
 from tests.engine.fakes import (
     VOCAB,
     FakeRanks,
@@ -18,9 +21,6 @@ from tests.engine.fakes import (
     run_to_end,
     tiny_model,
 )
-
-from remuda.engine.core import EngineCore
-from remuda.protocol.request import EngineRequest, FinishReason, ImageInput
 
 
 def random_requests(rng: random.Random, count: int, longest_prompt: int) -> list[EngineRequest]:
@@ -36,11 +36,19 @@ def random_requests(rng: random.Random, count: int, longest_prompt: int) -> list
             images = [ImageInput(rng.choice(["aa", "bb"]), rng.randint(0, length - 5), rng.randint(1, 5), 1, b"")]
         requests.append(
             request(
-                f"r{number}", prompt, seed=rng.randrange(4), priority=rng.randrange(3), salt=rng.choice(["", "", "x"]),
-                images=images, max_tokens=rng.choice([1, 2, 9, 30, None]), min_tokens=rng.choice([0, 0, 1]),
-                stop_token_ids=rng.sample(range(VOCAB), 3), ignore_eos=rng.random() < 0.3,
-                logprobs=rng.choice([None, None, 1]), prompt_logprobs=rng.choice([None, None, None, 1]),
-            )  # fmt: skip
+                f"r{number}",
+                prompt,
+                seed=rng.randrange(4),
+                priority=rng.randrange(3),
+                salt=rng.choice(["", "", "x"]),
+                images=images,
+                max_tokens=rng.choice([1, 2, 9, 30, None]),
+                min_tokens=rng.choice([0, 0, 1]),
+                stop_token_ids=rng.sample(range(VOCAB), 3),
+                ignore_eos=rng.random() < 0.3,
+                logprobs=rng.choice([None, None, 1]),
+                prompt_logprobs=rng.choice([None, None, None, 1]),
+            )
         )
     return requests
 

@@ -46,6 +46,6 @@ class BlockHasher:
 
 
 def _image_parts(images: Sequence[ImageInput], first: int, last: int) -> bytes:
-    """The images that reach into positions [first, last): what they show and where they begin."""
+    """The images that reach into positions [first, last): what they show and where they lie."""
     inside = (image for image in images if image.start < last and first < image.start + image.length)
-    return "".join(f"{image.digest}@{image.start};" for image in inside).encode()
+    return "".join(f"{image.digest}@{image.start}+{image.length};" for image in inside).encode()
