@@ -39,7 +39,7 @@ CHAT = FlagGroup(
 
 
 def run(argv: Sequence[str]) -> int:
-    parser = FlagParser("remuda chat", "Talk to a model in the terminal.", (CHAT, *ENGINE_FLAGS))
+    parser = FlagParser("remuda chat", "Talk to a model in the terminal.", (CHAT, *ENGINE_FLAGS), operand="[MODEL]")
     parser.add_argument("model", nargs="?", help="checkpoint directory, if there is no --base-url")
     options = parser.read(argv)
     if options["base_url"] and options["model"]:

@@ -36,7 +36,12 @@ GENERATE = FlagGroup(
 
 
 def run(argv: Sequence[str]) -> int:
-    parser = FlagParser("remuda generate", "Complete prompts with a local model.", (GENERATE, SAMPLING, *ENGINE_FLAGS))
+    parser = FlagParser(
+        "remuda generate",
+        "Complete prompts with a local model.",
+        (GENERATE, SAMPLING, *ENGINE_FLAGS),
+        operand="[MODEL]",
+    )
     parser.add_argument("model", nargs="?", help="checkpoint directory (default: the embedded model)")
     options = parser.read(argv)
     prompts = options["prompt"] or [line.rstrip("\n") for line in sys.stdin if line.strip()]

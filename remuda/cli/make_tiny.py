@@ -25,7 +25,9 @@ FLAGS = FlagGroup(
 
 
 def run(argv: Sequence[str]) -> int:
-    parser = FlagParser("remuda make-tiny", "Write a tiny random checkpoint in Hugging Face's layout.", (FLAGS,))
+    parser = FlagParser(
+        "remuda make-tiny", "Write a tiny random checkpoint in Hugging Face's layout.", (FLAGS,), operand="DIRECTORY"
+    )
     parser.add_argument("directory", help="where to; must not exist yet, or be empty")
     options = parser.read(argv)
     from remuda.weights.tiny import make_tiny

@@ -31,7 +31,10 @@ STOP_LIMIT_S = 10.0  # for the ranks to end after the engine was told
 
 def run(argv: Sequence[str]) -> int:
     parser = FlagParser(
-        "remuda serve", "Answer OpenAI-compatible HTTP requests with a model.", (*SERVER_FLAGS, *ENGINE_FLAGS)
+        "remuda serve",
+        "Answer OpenAI-compatible HTTP requests with a model.",
+        (*SERVER_FLAGS, *ENGINE_FLAGS),
+        operand="[MODEL]",
     )
     parser.add_argument("model", nargs="?", help="checkpoint directory, or a repository in the Hugging Face cache")
     options = parser.read(argv)
@@ -103,7 +106,7 @@ async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
         stop.cancel()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-    printer.line(f"{ready.report}\n  ready after {printer.elapsed_s:.1f} s")
+    printer.finish(ready.report)
     return True
 
 

@@ -15,18 +15,19 @@ class _Phase:
     """How far every rank is in one phase."""
 
     def __init__(self) -> None:
-        self.started_s = time.monotonic()
         self.done: dict[int, tuple[int, int]] = {}  # rank -> done, total
 
     def complete(self, ranks: int) -> bool:
         return len(self.done) == ranks and all(done >= total for done, total in self.done.values())
 
-    def amount(self, ranks: int) -> str:
-        done, total = (sum(column) for column in zip(*self.done.values(), strict=True))
-        mib = 2**20
-        figures = f"{done / mib:,.0f} / {total / mib:,.0f} MiB, " if total > mib else ""
-        at_end = sum(done >= total for done, total in self.done.values())
-        return f"{figures}{at_end} of {ranks} ranks"
+    def leave(self, rank: int) -> None:
+        done, total = self.done.get(rank, (0, 0))
+        self.done[rank] = max(done, total), max(done, total)
+
+    def mebibytes(self) -> str:
+        """How much of how much, where the units are bytes; else nothing."""
+        done, total = (sum(column) / 2**20 for column in zip(*self.done.values(), strict=True))
+        return f"{done:,.0f} of {total:,.0f} MiB, " if total > 1 else ""
 
     def bar(self) -> str:
         done, total = (sum(column) for column in zip(*self.done.values(), strict=True))
@@ -45,13 +46,9 @@ class StartupPrinter:
         self._ranks = ranks
         self._out = out
         self._terminal = out.isatty()
-        self._started_s = time.monotonic()
+        self._started_s = self._phase_began_s = time.monotonic()
         self._drawn_s = 0.0
         self._phases: dict[str, _Phase] = {}
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self._started_s
 
     def line(self, text: str) -> None:
         """A line of its own."""
@@ -60,19 +57,35 @@ class StartupPrinter:
 
     def progress(self, message: EngineProgress) -> None:
         self._phases.setdefault(message.phase, _Phase()).done[message.rank] = message.done, message.total
+        for name, phase in self._phases.items():
+            if name == message.phase:
+                break
+            phase.leave(message.rank)  # a rank that is in a later phase has passed the earlier ones
         while self._phases:
             name, phase = next(iter(self._phases.items()))
             if not phase.complete(self._ranks):
                 self._draw(name, phase)
                 return
-            self.line(f"  {name:<10} {phase.amount(self._ranks)}, {time.monotonic() - phase.started_s:.1f} s")
-            del self._phases[name]
+            self._end_phase()
+
+    def finish(self, report: str) -> None:
+        """Every rank is ready: the phases still open have ended."""
+        while self._phases:
+            self._end_phase()
+        self.line(f"{report}\n  ready after {time.monotonic() - self._started_s:.1f} s")
+
+    def _end_phase(self) -> None:
+        name, phase = next(iter(self._phases.items()))
+        now_s = time.monotonic()
+        self.line(f"  {name:<10} {phase.mebibytes()}{now_s - self._phase_began_s:.1f} s")
+        self._phase_began_s = now_s
+        del self._phases[name]
 
     def _draw(self, name: str, phase: _Phase) -> None:
         now_s = time.monotonic()
         if self._terminal and now_s - self._drawn_s > 0.05:
             self._drawn_s = now_s
-            self._out.write(f"\r\x1b[2K  {name:<10} {phase.bar()}, {phase.amount(self._ranks)}")
+            self._out.write(f"\r\x1b[2K  {name:<10} {phase.mebibytes()}{phase.bar()}")
             self._out.flush()
 
 

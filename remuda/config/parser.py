@@ -17,10 +17,11 @@ from remuda.protocol.errors import ConfigError
 class FlagParser(argparse.ArgumentParser):
     """argparse with groups of flags from tables, `--config`, underscores as in `--max_model_len`, helpful refusals."""
 
-    def __init__(self, prog: str, description: str, groups: Iterable[FlagGroup] = (), **kwargs: Any) -> None:
+    def __init__(self, prog: str, description: str, groups: Iterable[FlagGroup] = (), *, operand: str = "") -> None:
         super().__init__(
-            prog=prog, description=description, allow_abbrev=False, formatter_class=_formatter, add_help=False, **kwargs
-        )
+            prog=prog, description=description, usage=f"{prog} [flags] {operand}".strip(), allow_abbrev=False,
+            formatter_class=_formatter, add_help=False,
+        )  # fmt: skip
         self.flags: dict[str, Flag] = {}
         self.add_argument("-h", "--help", action="help", help="show this help")
         for group in groups:

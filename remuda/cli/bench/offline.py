@@ -60,7 +60,7 @@ def _run(
     load: FlagGroup,
     measure: Callable[[Any, dict[str, Any]], dict[str, Any]],
 ) -> int:
-    parser = FlagParser(f"remuda bench {kind}", about, (load, RESULT, *ENGINE_FLAGS))
+    parser = FlagParser(f"remuda bench {kind}", about, (load, RESULT, *ENGINE_FLAGS), operand="[MODEL]")
     parser.add_argument("model", nargs="?", help="checkpoint directory (default: the embedded model)")
     options = parser.read(argv)
     from remuda.llm import LLM

@@ -1,0 +1,127 @@
+"""Options -> EngineConfig: defaults from the model and the machine, and refusals that say what would work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remuda.cli.wiring import engine_config
+from remuda.config.arguments import ENGINE_FLAGS
+from remuda.config.engine import EngineConfig
+from remuda.config.kv_groups import pages_of_sequence
+from remuda.config.locate import find_model
+from remuda.config.parser import options_from_keywords
+from remuda.protocol.errors import ConfigError
+from remuda.weights.tiny.configs import llama3_config, maverick_config
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Eight layers, eight heads, eight experts: a config is all that resolving needs."""
+    (tmp_path / "config.json").write_text(json.dumps(maverick_config({}, {}, text_only=False)))
+    return tmp_path
+
+
+def resolve(model: Path, **keywords: Any) -> EngineConfig:
+    return engine_config(options_from_keywords(ENGINE_FLAGS, keywords) | {"model": str(model)})
+
+
+def refused(model: Path, **keywords: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolve(model, **keywords)
+    return caught.value.message
+
+
+def test_the_reference_layout(model: Path) -> None:
+    config = resolve(model, tensor_parallel_size=8, pipeline_parallel_size=2, max_model_len=128)
+    assert config.parallel.world_size == 16
+    assert sum(config.parallel.layer_partition) == config.model.num_layers
+    assert len(config.parallel.layer_partition) == 2
+    assert config.scheduler.max_model_len == 128
+
+
+def test_defaults_come_from_the_model(model: Path) -> None:
+    config = resolve(model, kv_cache_memory_bytes=1 << 30)
+    assert config.scheduler.max_model_len == config.model.max_position_embeddings
+    assert config.model.dtype == config.model.checkpoint_dtype
+    assert resolve(model, dtype="float", max_model_len=64).model.dtype == "float32"
+
+
+@pytest.mark.parametrize("pages", [40, 77, 150])
+@pytest.mark.parametrize("step", [16, 2048])
+def test_the_automatic_length_is_the_longest_that_the_cache_holds(model: Path, pages: int, step: int) -> None:
+    config = resolve(model, num_gpu_blocks_override=pages, max_num_batched_tokens=step, max_num_seqs=4)
+    length = config.scheduler.max_model_len
+    assert pages_of_sequence(config.model, length, step, 16) < pages
+    assert length % 16 == 0
+    assert length == config.model.max_position_embeddings or (
+        pages_of_sequence(config.model, length + 16, step, 16) >= pages
+    )
+
+
+def test_explicit_stage_boundaries(model: Path) -> None:
+    assert resolve(
+        model, pipeline_parallel_size=3, pipeline_layer_partition="1,3,4", max_model_len=64
+    ).parallel.layer_partition == (1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ({"tensor_parallel_size": 3}, "sizes that work: 1, 2, 4, 8"),
+        ({"pipeline_parallel_size": 9}, "8"),
+        ({"pipeline_parallel_size": 2, "pipeline_layer_partition": "4,5"}, "9 layers"),
+        ({"pipeline_parallel_size": 2, "pipeline_layer_partition": "8"}, "1 stages"),
+        ({"pipeline_layer_partition": "0,8"}, "layers per stage"),
+        ({"tensor_parallel_size": 2, "nnodes": 3}, "does not divide"),
+        ({"tensor_parallel_size": 2, "nnodes": 2}, "whole stages"),
+        ({"pipeline_parallel_size": 2, "nnodes": 2, "node_rank": 2}, "0 to 1"),
+        ({"tensor_parallel_size": 2, "distributed_executor_backend": "inproc"}, "use mp"),
+        ({"distributed_executor_backend": "ray"}, "not supported yet"),
+        ({"max_model_len": 1 << 30}, "max_position_embeddings"),
+        ({"max_num_seqs": 512, "max_num_batched_tokens": 256}, "--max-num-batched-tokens 256"),
+        ({"enable_chunked_prefill": False}, "--max-num-batched-tokens"),
+        ({"num_gpu_blocks_override": 3, "max_model_len": None}, "not enough for one sequence"),
+        ({"steps_in_flight": 1000}, "--steps-in-flight"),
+        ({"async_scheduling": False, "steps_in_flight": 5}, "contradicts"),
+        ({"dtype": "half"}, "float16"),
+        ({"threads_per_rank": -1}, "--threads-per-rank"),
+        ({"long_prefill_token_threshold": -1}, "negative"),
+    ],
+)
+def test_what_cannot_work_is_refused(model: Path, keywords: dict[str, Any], expected: str) -> None:
+    assert expected in refused(model, **({"max_model_len": 64} | keywords))
+
+
+def test_expert_parallel_needs_experts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(llama3_config({})))
+    assert "no experts" in refused(tmp_path, enable_expert_parallel=True)
+
+
+def test_steps_in_flight_follow_async_scheduling(model: Path) -> None:
+    assert resolve(model, max_model_len=64).scheduler.steps_in_flight == 0
+    assert resolve(model, max_model_len=64, async_scheduling=False).scheduler.steps_in_flight == 1
+
+
+def test_the_configuration_hash_is_the_same_on_every_node(model: Path) -> None:
+    layout = {"pipeline_parallel_size": 2, "nnodes": 2, "max_model_len": 64}
+    digests = {resolve(model, **layout, node_rank=rank).digest() for rank in range(2)}
+    assert len(digests) == 1
+
+
+def test_a_repository_is_found_in_the_local_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--some--model"
+    for revision in ("old", "new"):
+        (folder / "snapshots" / revision).mkdir(parents=True)
+        (folder / "snapshots" / revision / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("old\n")
+    assert find_model("some/model").name == "old"
+    with pytest.raises(ConfigError, match="downloads nothing"):
+        find_model("some/other")
+    with pytest.raises(ConfigError, match="holds no config"):
+        find_model(str(tmp_path))

@@ -1,0 +1,97 @@
+"""A pure-Python wheel, installed where nothing of this repository is, serves and answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server import free_port, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the sources, so that the working tree gets no build folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "remuda", source / "remuda", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
+    subprocess.run(command, cwd=source, check=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_is_pure_and_holds_the_kernels_sources(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert any(name.endswith("kernels/native/gemm.c") for name in names)
+    assert not [name for name in names if name.startswith("tests") or name.endswith(".so")]
+    assert wheel.stat().st_size < 60 << 20
+
+
+def empty_environment(folder: Path) -> Path:
+    """A virtual environment that sees the dependencies of this one, but not this repository."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    show = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.strip()
+    # As a path entry, the folder's own .pth files (an editable install's) are not read.
+    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def test_it_serves_from_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    python = empty_environment(tmp_path / "venv")
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*install, "--ignore-installed", str(wheel)], check=True)
+    remuda = python.with_name("remuda")
+    where = subprocess.run(
+        [python, "-c", "import remuda; print(remuda.__file__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert str(tmp_path) in where
+    port = free_port()
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # the default model is made here
+    log = (tmp_path / "log").open("w")
+    server = subprocess.Popen(
+        [remuda, "serve", "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "256",
+         "--native-kernels", "off"],
+        cwd=tmp_path, env=environment, stdout=log, stderr=log,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: healthy(port) or server.poll() is not None, 120, "server start")
+        assert server.poll() is None, (tmp_path / "log").read_text()
+        body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions", body.encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+        assert 1 <= answer["usage"]["completion_tokens"] <= 4
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0
+        log.close()
+
+
+def healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
