@@ -7,26 +7,33 @@ import math
 from remuda.config.model import AttentionKind, ModelConfig
 
 MIN_CHUNK = 32  # tokens; below this a step is all overhead
-SMOOTHING = 2  # prompts that wait are spread over this many rounds of the pipeline
+SPREAD_ROUNDS = 4  # prompts that wait are spread over this many rounds of the pipeline
 
 
 class PrefillSizer:
     """Costs are counted in tokens at context 0: a token at context c costs 1 + c / `doubling_context`.
 
-    Without a pipeline a step takes as many tokens as fit. With one, a long micro-batch makes the other stages wait, so
-    the prompt tokens known to be waiting are spread evenly, and chunks shrink as their context grows.
+    Without a pipeline a step takes as many tokens as fit. With one, every rise in the length of micro-batches leaves
+    bubbles behind it: so the prompt tokens that wait are spread evenly, and chunks shrink as their context grows.
     """
 
     def __init__(self, model: ModelConfig, stages: int) -> None:
         self._stages = stages
         self._slope = 0.0 if stages == 1 else 1.0 / doubling_context(model)
+        self._level = 0.0
 
     def share(self, waiting_tokens: int, budget: int) -> float:
-        """Cost of prefill that the next micro-batch should carry, when `budget` tokens are allowed."""
+        """Cost of prefill that the next micro-batch should carry, when `budget` tokens are allowed.
+
+        It rises when more prompts arrive and is held until none waits.
+        """
         if self._stages == 1:
             return budget
-        even = waiting_tokens / (SMOOTHING * self._stages)
-        return min(budget, max(even, 4 * MIN_CHUNK))
+        self._level = max(self._level, waiting_tokens / (SPREAD_ROUNDS * self._stages), 4 * MIN_CHUNK)
+        share = min(budget, self._level)
+        if waiting_tokens <= share:
+            self._level = 0.0
+        return share
 
     def tokens(self, context: int, share: float) -> int:
         """Largest chunk at `context` that costs at most `share`, but at least MIN_CHUNK."""
