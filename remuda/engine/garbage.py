@@ -8,7 +8,7 @@ STEPS_BETWEEN_COLLECTIONS = 512
 
 
 class PacedGarbageCollector:
-    """While in use, automatic collection is off; `after_step` and `when_idle` collect instead.
+    """Turns automatic collection off in this process; `after_step` and `when_idle` collect instead.
 
     The engine makes next to no cycles, so this is a safety net: a young collection visits only what was allocated since
     the last one, and whatever exists at start is never visited again.
@@ -30,8 +30,3 @@ class PacedGarbageCollector:
         if self._steps >= STEPS_BETWEEN_COLLECTIONS:
             self._steps = 0
             gc.collect()
-
-    def close(self) -> None:
-        """Back to automatic collection."""
-        gc.enable()
-        gc.unfreeze()

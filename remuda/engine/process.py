@@ -63,7 +63,7 @@ def run_engine(config: EngineConfig, executor_factory: Callable[[], Executor], c
 
 def _serve(core: EngineCore, channel: Channel) -> None:
     """The loop: read what the client sent, run a step, send what it brought. Sleeps when there is nothing to do."""
-    garbage = PacedGarbageCollector()
+    garbage = PacedGarbageCollector()  # for good: this process does nothing else afterwards
     client = channel.fileno()
     poller = select.epoll()
     for descriptor in (client, *core.executor.filenos()):
