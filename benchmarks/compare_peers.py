@@ -31,7 +31,8 @@ class Bar:
 
 def _bars() -> Iterable[Bar]:
     for model, b1, c16, prefill in (
-        ("l4-tiny", 2.0, 1.5, 1.2), ("l4-small", 1.2, 1.3, 1.1), ("llama-160m", 1.2, 1.3, 1.1), ("llama-1b", 1.2, 1.3, 1.1),
+        ("l4-tiny", 2.0, 1.5, 1.2), ("l4-small", 1.2, 1.3, 1.1),
+        ("llama-160m", 1.2, 1.3, 1.1), ("llama-1b", 1.2, 1.3, 1.1),
     ):  # fmt: skip
         yield Bar(model, "b1_decode_tok_s", "vllm-cpu", b1)
         yield Bar(model, "c16_tok_s", "vllm-cpu", c16)
