@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from remuda.protocol.errors import InvalidRequest, QueueFull, RemudaError
@@ -36,10 +38,10 @@ def error_headers(error: RemudaError) -> Headers:
 
 
 def from_validation(error: msgspec.DecodeError) -> InvalidRequest:
-    """msgspec's message names the place as "... - at `$.field`"; OpenAI's shape wants the field alone."""
+    """msgspec's message names the place as "... - at `$.field[...]`"; OpenAI's shape wants the field alone."""
     message = str(error)
-    _, _, place = message.partition("at `$.")
-    param = place.split("`")[0].split("[")[0].split(".")[0] or None
+    place = re.search(r"`\$\.(\w+)", message)
+    param = place[1] if place else None
     if isinstance(error, msgspec.ValidationError):
         return InvalidRequest(f"invalid request: {message}", param=param)
     return InvalidRequest(f"the body is not valid JSON: {message}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -103,11 +104,8 @@ class HttpServer(uvicorn.Server):
 def _uvicorn_config(config: ServerConfig, app: App) -> uvicorn.Config:
     for name in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"):
         path = getattr(config, name)
-        if path is not None:
-            try:
-                open(path, "rb").close()
-            except OSError as error:
-                raise ConfigError(f"--{name.replace('_', '-')} {path} cannot be read: {error.strerror}") from error
+        if path is not None and not os.access(path, os.R_OK):
+            raise ConfigError(f"--{name.replace('_', '-')} {path} cannot be read")
     if config.ssl_keyfile and not config.ssl_certfile:
         raise ConfigError("--ssl-keyfile needs --ssl-certfile")
     result = uvicorn.Config(

@@ -52,7 +52,9 @@ class RunningServer(threading.Thread):
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.client = AsyncEngine(self.engine_config.scheduler, ServingMetrics(256), how_it_ended=lambda: "exit code -9")
+        self.client = AsyncEngine(
+            self.engine_config.scheduler, ServingMetrics(256), how_it_ended=lambda: "exit code -9"
+        )
         await self.client.connect(self.engine.client_socket)
         await self.client.wait_ready()
         self.server = HttpServer(
@@ -91,8 +93,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     servers: list[RunningServer] = []
 
     def start(*, script: Script = echo_prompt, max_waiting: int = 100, **config: Any) -> RunningServer:
-        servers.append(RunningServer(tmp_path, script, config, max_waiting))
-        return servers[-1].begin()
+        servers.append(RunningServer(tmp_path, script, config, max_waiting).begin())
+        return servers[-1]
 
     yield start
     for server in servers:

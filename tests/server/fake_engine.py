@@ -86,7 +86,9 @@ class FakeEngine(threading.Thread):
                     for id_ in message.request_ids:
                         self.open.pop(id_, None)
                 case StatsRequest():
-                    self.channel.send(EngineStats(running=len(self.open), kv_pages_total=100, kv_pages_used=25, steps=7))
+                    self.channel.send(
+                        EngineStats(running=len(self.open), kv_pages_total=100, kv_pages_used=25, steps=7)
+                    )
                 case Shutdown():
                     self._stop = True
             self.changed.notify_all()

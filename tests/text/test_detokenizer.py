@@ -154,7 +154,7 @@ def test_ids_outside_the_vocabulary_are_silent() -> None:
 
 
 def test_a_token_costs_little() -> None:
-    """A few microseconds at most, also with stop strings (measured about 0.5; the bar leaves room for a busy machine)."""
+    """A few microseconds at most, also with stop strings (about 0.5 measured; the bar leaves room for others)."""
     tokenizer = byte_level()
     ids = tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 40, add_special_tokens=False)
     for sampling in (SamplingParams(), SamplingParams(stop=["User:", "\n\n\n", "<END>"])):

@@ -13,8 +13,8 @@ from remuda.config.model import AttentionKind, ImageTokens, LayerConfig, ModelCo
 from remuda.text.tokenizer import Tokenizer
 
 SPECIAL = (
-    "<|begin_of_text|>", "<|eot|>", "<|header_start|>", "<|header_end|>", "<|image_start|>", "<|image_end|>", "<|image|>",
-    "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>", "<|python_start|>", "<|python_end|>",
+    "<|begin_of_text|>", "<|eot|>", "<|header_start|>", "<|header_end|>", "<|image_start|>", "<|image_end|>",
+    "<|image|>", "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>", "<|python_start|>", "<|python_end|>",
 )  # fmt: skip
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. Hello world! How are you today?",
