@@ -1,0 +1,201 @@
+"""Workers run random plans and must give, token for token, what a model without cache, plans or stages gives."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from remuda.config.engine import EngineConfig
+from remuda.config.kv_groups import kv_groups
+from remuda.layers.base import BuildContext
+from remuda.parallel.collectives import SingleRank, Switchable
+from remuda.parallel.groups import Groups, single_rank_groups
+from remuda.parallel.topology import topology_of
+from remuda.protocol.errors import RemudaError
+from remuda.protocol.sampling import SamplingParams
+from remuda.protocol.step import NewSequence, StepPlan, StepResult
+from remuda.worker import worker as worker_module
+from remuda.worker.worker import Worker
+from tests.worker.fakes import FakeModel, QueueLink, brute_force_logits, engine_config, model_config
+from tests.worker.planner import Planned, RandomPlanner
+
+
+@pytest.fixture(autouse=True)
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(config, topology, tp, device, progress):  # type: ignore[no-untyped-def]
+        model = FakeModel(BuildContext(config.model, topology, tp, device))
+        return model, model.load()
+
+    monkeypatch.setattr(worker_module, "load_model", load)
+
+
+def make_workers(config: EngineConfig) -> list[Worker]:
+    """One worker per stage; several are joined by queues and must each run in a thread of their own."""
+    stages = config.parallel.pipeline_parallel_size
+    tokens: queue.Queue = queue.Queue()
+    boundaries: list[queue.Queue | None] = [None, *(queue.Queue() for _ in range(stages - 1)), None]
+    workers = []
+    for stage in range(stages):
+        groups = single_rank_groups()
+        if stages > 1:
+            link = QueueLink(boundaries[stage], boundaries[stage + 1], tokens)
+            groups = Groups(tp=Switchable(SingleRank()), link=link)
+        worker = Worker(config, topology_of(stage, config.parallel), groups)
+        worker.load()
+        worker.allocate(config.cache.num_pages_override or 0)
+        workers.append(worker)
+    return workers
+
+
+def run_all(workers: list[Worker], plans: list[StepPlan], announce_ahead: int = 3) -> list[StepResult]:
+    """Every stage runs every plan, as far ahead as the data lets it: the engine has seen no result meanwhile."""
+    results: list[StepResult] = []
+    errors: list[BaseException] = []
+
+    def stage(worker: Worker) -> None:
+        try:
+            announced = 0
+            for index, plan in enumerate(plans):
+                while announced < min(len(plans), index + announce_ahead):
+                    worker.announce(plans[announced])
+                    announced += 1
+                result = worker.execute(plan)
+                if result is not None:
+                    results.append(result)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=stage, args=(worker,), daemon=True) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), "a stage hangs"
+    return results
+
+
+def greedy(config: EngineConfig) -> Callable[[list[int]], int]:
+    return lambda tokens: int(brute_force_logits(config.model, tokens)[-1].argmax())
+
+
+@pytest.mark.parametrize("stages", [(4,), (2, 2), (1, 2, 1)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_random_plans_equal_brute_force(stages: tuple[int, ...], seed: int) -> None:
+    config = engine_config(model_config(), stages)
+    planner = RandomPlanner(seed, slots=6, groups=len(kv_groups(config.model)), block_size=4, pages=400, max_len=40)
+    steps: list[tuple[StepPlan, list[Planned]]] = [planner.next_plan() for _ in range(30)]
+    results = run_all(make_workers(config), [plan for plan, _ in steps])
+    next_token = greedy(config)
+    checked = 0
+    for (plan, sampling), result in zip(steps, results, strict=True):
+        assert result.step == plan.step and len(result.tokens) == len(sampling)
+        for sequence, token in zip(sampling, result.tokens, strict=True):
+            assert token == next_token(sequence.tokens)
+            sequence.tokens.append(token)
+            checked += 1
+    assert checked > 30
+
+
+def admit(slot: int, tokens: list[int], pages: list[list[int]], prompt_len: int = 0, **sampling: object) -> NewSequence:
+    params = SamplingParams(**{"temperature": 0.0, **sampling})  # type: ignore[arg-type]
+    return NewSequence(slot, tokens, prompt_len or len(tokens), 0, pages, params)
+
+
+def test_a_slot_reused_while_its_token_is_on_the_way_keeps_the_new_tokens() -> None:
+    config = engine_config(model_config("FF"), (1, 1))
+    first, second = [3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5]
+    plans = [
+        StepPlan(0, [0], [5], new=[admit(0, first, [[1, 2]])]),
+        StepPlan(1, [0], [6], released=[0], new=[admit(0, second, [[3, 4]])]),
+        StepPlan(2, [0], [1]),
+    ]
+    results = run_all(make_workers(config), plans)
+    tokens = list(second)
+    for result in results[1:]:
+        assert result.tokens == [greedy(config)(tokens)]
+        tokens += result.tokens
+
+
+def test_prefix_that_is_cached_is_not_computed_again() -> None:
+    config = engine_config(model_config("FF"))
+    (worker,) = make_workers(config)
+    prompt = list(range(10, 23))
+    worker.execute(StepPlan(0, [0], [13], new=[admit(0, prompt, [[1, 2, 3, 4]])]))
+    shared = NewSequence(1, [*prompt[:8], 7, 7], 10, 8, [[1, 2, 9]], SamplingParams(temperature=0.0))
+    result = worker.execute(StepPlan(1, [1], [2], new=[shared]))
+    assert result is not None and result.tokens == [greedy(config)([*prompt[:8], 7, 7])]
+
+
+def test_prompt_logprobs_are_those_of_the_whole_prompt_whatever_the_chunks() -> None:
+    config = engine_config(model_config())
+    prompt = [5, 6, 7, 8, 9, 10, 11]
+    pages = [[1 + 2 * g, 2 + 2 * g] for g in range(len(kv_groups(config.model)))]
+    expected = torch.log_softmax(brute_force_logits(config.model, prompt), dim=1)
+    (worker,) = make_workers(config)
+    found = {}
+    new = [admit(0, prompt, pages, prompt_logprobs=2)]
+    for step, count in enumerate((3, 1, 3)):
+        result = worker.execute(StepPlan(step, [0], [count], new=new))
+        new = []
+        assert result is not None
+        for part in result.prompt_logprobs:
+            found.update({part.first + i: entry for i, entry in enumerate(part.entries)})
+    assert sorted(found) == [1, 2, 3, 4, 5, 6]
+    for position, entry in found.items():
+        row = expected[position - 1]
+        assert entry.token_ids[0] == prompt[position]
+        assert entry.logprobs == pytest.approx(row[entry.token_ids].tolist(), abs=1e-5)
+        assert entry.token_ids[1:] == row.topk(2).indices.tolist()
+
+
+def test_a_row_without_finite_logits_gives_minus_one_and_spares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = engine_config(model_config("FF"))
+    (worker,) = make_workers(config)
+    whole = worker.model.logits
+
+    def poisoned(hidden_SH: torch.Tensor) -> torch.Tensor:
+        logits_SV = whole(hidden_SH)
+        logits_SV[0, 3], logits_SV[1, 3] = float("nan"), float("inf")
+        return logits_SV
+
+    monkeypatch.setattr(worker.model, "logits", poisoned)
+    new = [admit(slot, [slot + 1] * 3, [[1 + slot]]) for slot in range(3)]
+    for step in range(2):  # also the step after, whose input would be the missing token
+        plan = StepPlan(step, [0, 1, 2], [3 - 2 * step] * 3, new=[] if step else new)
+        result = worker.execute(plan)
+        assert result is not None
+        assert result.tokens[:2] == [-1, -1] and result.tokens[2] >= 0
+
+
+def test_a_plan_without_rows_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = engine_config(model_config("FF"), (1, 1))
+    results = run_all(make_workers(config), [StepPlan(0, [], [], released=[0]), StepPlan(1, [], [])])
+    assert [result.step for result in results] == [0, 1]
+
+
+def test_the_self_test_passes_every_stage_and_leaves_no_trace() -> None:
+    config = engine_config(model_config("FFF"), (1, 1, 1))
+    workers = make_workers(config)
+    threads = [threading.Thread(target=worker.self_test, daemon=True) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    prompt = [8, 7, 6, 5, 4]
+    results = run_all(workers, [StepPlan(0, [0], [5], new=[admit(0, prompt, [[1, 2]])])])
+    assert results[0].tokens == [greedy(config)(prompt)]
+
+
+def test_the_self_test_refuses_a_model_without_finite_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = engine_config(model_config("FF"))
+    (worker,) = make_workers(config)
+    monkeypatch.setattr(worker.model, "logits", lambda hidden: torch.full((len(hidden), 50), float("nan")))
+    with pytest.raises(RemudaError, match="not finite"):
+        worker.self_test()
