@@ -1,15 +1,17 @@
-"""Tiny checkpoints of the package's own maker, one per test process."""
+"""What tests of every folder share: tiny checkpoints of the package's own maker, one of each per test process."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from remuda.weights.tiny import make_tiny
 
 
 @pytest.fixture(scope="session")
 def tiny_maverick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama 4 with images: 8 layers, 8 experts, bfloat16."""
+    from remuda.weights.tiny import make_tiny  # imports torch, which tests of the control plane never need
+
     path = tmp_path_factory.mktemp("checkpoints") / "maverick"
     make_tiny("maverick", path)
     return path
