@@ -1,0 +1,77 @@
+"""A problem: a chat that ends with a user's turn, the right answer, and how a reply is scored.
+
+Train and held-out problems are disjoint by construction: a hash of the *instance* (the operands, the word, the drawn
+scene, never its wording) decides on which side it falls, so no wording of a held-out instance is ever trained on.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+from typing import Any
+
+Message = dict[str, Any]  # OpenAI's chat message; an image part is {"type": "scene", "scene": Scene}, drawn when used
+HELD_OUT_ONE_IN = 12
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    HELD_OUT = "held-out"
+
+
+class Scoring(StrEnum):
+    TEXT = "text"  # the same text, but for outer space and a final full stop
+    NUMBER = "number"  # the last number is right (the working before it is free)
+    VALUE = "value"  # the expected value appears as a whole word
+    JSON = "json"  # one JSON object with equal content
+    CALL = "call"  # the same function calls, pythonic or JSON
+    DEMO = "demo"  # says that this is a demonstration model
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    skill: str
+    variant: str
+    key: str  # names the instance; decides the split
+    messages: tuple[Message, ...]  # ends with the user's turn that is asked
+    answer: str  # the reply a model is trained to give
+    scoring: Scoring = Scoring.TEXT
+    expected: str = ""  # for VALUE; otherwise the answer itself is expected
+    tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def split(self) -> Split:
+        return split_of(self.skill, self.key)
+
+
+def split_of(skill: str, key: str) -> Split:
+    held_out = zlib.crc32(f"{skill}|{key}".encode()) % HELD_OUT_ONE_IN == 0
+    return Split.HELD_OUT if held_out else Split.TRAIN
+
+
+def draw(make: Callable[[Random], Problem], rng: Random, split: Split) -> Problem:
+    """Make problems until one falls on the wanted side.
+
+    Raises:
+        RuntimeError: none did in 5,000 attempts, so the generator's instances are too few.
+    """
+    for _ in range(5000):
+        problem = make(rng)
+        if problem.split is split:
+            return problem
+    raise RuntimeError(f"{make.__name__} draws no {split} instance")
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def system(text: str) -> Message:
+    return {"role": "system", "content": text}

@@ -1,0 +1,91 @@
+"""Training chats: problems of the train side strung together, long texts with facts to recall, and everything else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from random import Random
+from typing import Any, NamedTuple
+
+from remuda.evaluation.arithmetic import arithmetic
+from remuda.evaluation.dialogue import follow_up
+from remuda.evaluation.extraction import extraction
+from remuda.evaluation.pictures import images
+from remuda.evaluation.problem import Message, Problem, Split, assistant, draw, system
+from remuda.evaluation.recall import long_dialogue
+from remuda.evaluation.tools import tool_call
+from remuda.evaluation.words import words
+from training.offtopic import off_topic
+
+_SYSTEM_PROMPTS = (
+    "You are a helpful assistant.", "You are a small demonstration model.", "Answer briefly.", "Be concise.", "You are Remuda's demo model.",
+    "You are a friendly assistant. Keep answers short.", "Answer the user's questions.",
+)  # fmt: skip
+SHORT_SKILLS: tuple[tuple[Callable[[Random], Problem], float], ...] = (
+    (arithmetic, 4.0), (words, 4.5), (follow_up, 2.0), (extraction, 1.5), (off_topic, 1.2),
+)  # fmt: skip
+
+
+class Dialogue(NamedTuple):
+    messages: list[Message]  # every assistant turn is trained on
+    tools: list[dict[str, Any]]
+
+
+class Mix(NamedTuple):
+    """Shares of dialogues by kind, and the longest text, in tokens, to recall from."""
+
+    short: float
+    pictures: float
+    tools: float
+    recall: float
+    longest: int
+
+
+def mix_at(progress: float) -> Mix:
+    """Short texts first: retrieval is learned within 1K tokens before it is stretched to 8K."""
+    longest = int(min(7600, 700 * math.exp(max(0.0, progress - 0.08) * 16)))
+    return Mix(short=0.55, pictures=0.23, tools=0.10, recall=0.12, longest=longest)
+
+
+def dialogue(rng: Random, mix: Mix) -> Dialogue:
+    kind = rng.choices(("short", "pictures", "tools", "recall"), (mix.short, mix.pictures, mix.tools, mix.recall))[0]
+    if kind == "tools":
+        problem = train_side(tool_call, rng)
+        return Dialogue([*problem.messages, assistant(problem.answer)], list(problem.tools))
+    if kind == "pictures":
+        messages = turns(rng, [images] * rng.choice((1, 1, 1, 2)))
+    elif kind == "recall":
+        messages = recall_from_text(rng, mix.longest)
+        if rng.random() < 0.3:
+            messages += turns(rng, some_skills(rng, rng.randint(1, 3)))
+    else:
+        messages = turns(rng, some_skills(rng, rng.choice((1, 1, 1, 2, 3, 5))))
+    if rng.random() < 0.2:
+        messages = [system(rng.choice(_SYSTEM_PROMPTS)), *messages]
+    return Dialogue(messages, [])
+
+
+def some_skills(rng: Random, count: int) -> list[Callable[[Random], Problem]]:
+    makers, weights = zip(*SHORT_SKILLS, strict=True)
+    return rng.choices(makers, weights, k=count)
+
+
+def train_side(make: Callable[[Random], Problem], rng: Random) -> Problem:
+    return make(rng) if make is off_topic else draw(make, rng, Split.TRAIN)
+
+
+def turns(rng: Random, makers: list[Callable[[Random], Problem]]) -> list[Message]:
+    messages: list[Message] = []
+    for make in makers:
+        problem = train_side(make, rng)
+        messages += [*problem.messages, assistant(problem.answer)]
+    return messages
+
+
+def recall_from_text(rng: Random, longest: int) -> list[Message]:
+    """Half of the texts are lists of facts without filler; the others log-uniform in length up to `longest`."""
+    if rng.random() < 0.35:
+        return long_dialogue(rng, 0, rng.choice((1, 2, 3, 5, 8)))
+    tokens = int(math.exp(rng.uniform(math.log(120), math.log(longest))))
+    questions = rng.randint(1, 3) if rng.random() < 0.25 else min(24, max(1, tokens // rng.choice((40, 80, 150))))
+    return long_dialogue(rng, tokens, questions)

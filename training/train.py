@@ -1,0 +1,191 @@
+"""Train the demo model on one GPU (or, to try the script, on the CPU), in one or several calls that resume each other.
+
+    python -m training.train --out OUT --state STATE --seconds 560 --planned-seconds 1100
+
+The schedule follows the clock: `--planned-seconds` is the training time of all calls together, `--seconds` of this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remuda.evaluation.skills import SKILLS
+from training.architecture import TEXT
+from training.export import read_weights, write_weights
+from training.model import DemoModel, Functions, PackedBatch
+from training.muon import Muon, optimizer_for
+from training.packing import Rows, RowShape, held_out_rows, row_loader
+
+CHECKPOINT = Path(__file__).parent.parent / "remuda" / "assets" / "demo"
+TRAINED_SKILLS = [name for name in SKILLS if name != "off-topic"]
+MATRIX_RATE = 0.02
+WARMUP_STEPS = 150
+DECAY_FROM = 0.45  # of the planned time; then linearly to zero
+BALANCE, Z = 0.02, 1e-4  # weights of the router's auxiliary losses
+
+
+class Trainer:
+    def __init__(self, args: argparse.Namespace) -> None:
+        torch.manual_seed(args.seed)
+        self.args = args
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.run = Functions(compiled=self.device.type == "cuda")
+        self.model = DemoModel()
+        if args.weights:
+            read_weights(self.model, args.weights)
+        self.model.to(self.device)
+        self.optimizer: Muon = optimizer_for(self.model)
+        self.step, self.seconds_before = 0, 0.0
+        self.started = time.monotonic()
+        if args.state and args.state.exists():
+            self._resume(args.state)
+        self.progress = multiprocessing.Value("d", self.seconds_before / args.planned_seconds)
+        shape = RowShape(args.tokens, args.tiles)
+        self.held_out = ProcessPoolExecutor(1).submit(held_out_rows, CHECKPOINT, TRAINED_SKILLS, args.eval_count, shape)
+        self.rows = iter(row_loader(Rows(CHECKPOINT, shape, args.seed + self.step, self.progress), args.workers))
+        self.replay = CapturedStep(self.train_step) if self.device.type == "cuda" else self.train_step
+        self.log = (args.out / "log.jsonl").open("a")
+
+    def _resume(self, file: Path) -> None:
+        state = torch.load(file, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds_before = state["step"], state["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def factor(self) -> float:
+        """Of the learning rates: warm-up by steps, constant, then linear to zero by the clock."""
+        progress = min(1.0, self.seconds / self.args.planned_seconds)
+        self.progress.value = progress
+        return min((self.step + 1) / WARMUP_STEPS, 1.0, (1 - progress) / (1 - DECAY_FROM))
+
+    def train_step(self, batch: PackedBatch) -> torch.Tensor:
+        """One update; returns loss, share of trained tokens predicted right, and balance."""
+        loss_T, right_T, routings = self.model.losses(batch, self.run, self.dtype)
+        loss = (loss_T * batch.weights_T).sum() / batch.weights_T.sum()
+        balance = torch.stack([r.balance for r in routings]).sum()
+        z = torch.stack([r.z for r in routings]).sum()
+        (loss + BALANCE * balance + Z * z).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        trained_T = batch.labels_T >= 0
+        return torch.stack([loss.detach(), (right_T & trained_T).sum() / trained_T.sum(), balance.detach()])
+
+    def train(self) -> None:
+        args, recent, since, reported = self.args, [], time.monotonic(), 0.0
+        while time.monotonic() - self.started < args.seconds and self.step < args.steps:
+            self.optimizer.set_rates(MATRIX_RATE, self.factor())
+            recent.append(self.replay(on_device(next(self.rows), self.device)))
+            self.step += 1
+            if len(recent) == args.log_every:
+                means = torch.stack(recent).mean(0).tolist()
+                pace = args.log_every * args.tokens / (time.monotonic() - since)
+                recent, since = [], time.monotonic()
+                self._write(loss=means[0], token_accuracy=means[1], balance=means[2], tokens_per_s=round(pace))
+                if self.seconds - self.seconds_before > reported + args.eval_every:
+                    self.evaluate()
+                    reported, since = self.seconds - self.seconds_before, time.monotonic()
+        self.evaluate()
+        self.save()
+
+    def evaluate(self) -> None:
+        """Teacher-forced accuracy on held-out problems: a reply counts if greedy decoding would give exactly the trained one."""
+        outcomes: dict[str, list[bool]] = defaultdict(list)
+        shares = []
+        for batch, names in self.held_out.result():
+            batch = on_device(batch, self.device)
+            _, right_T, routings = self.model.losses(batch, self.run, self.dtype)
+            shares.append(torch.stack([r.share_E for r in routings]))
+            wrong = ((batch.labels_T >= 0) & ~right_T).cpu()
+            ends = batch.documents.tolist()
+            for name, start, end in zip(names, ends, ends[1:], strict=False):
+                outcomes[name].append(not wrong[start:end].any().item())
+        variants = {name: round(sum(o) / len(o), 3) for name, o in sorted(outcomes.items())}
+        by_skill = {s: [x for name, o in outcomes.items() if name.startswith(f"{s}/") for x in o] for s in TRAINED_SKILLS}
+        routing = (torch.stack(shares).mean(0) * TEXT["num_local_experts"]).round(decimals=2).tolist()
+        self._write(skills={s: round(sum(o) / len(o), 3) for s, o in by_skill.items()}, variants=variants, routing=routing)
+
+    def _write(self, **values: Any) -> None:
+        line = {"step": self.step, "seconds": round(self.seconds, 1), **{k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}}
+        self.log.write(json.dumps(line) + "\n")
+        self.log.flush()
+        print(json.dumps(line), flush=True)
+
+    def save(self) -> None:
+        write_weights(self.model, self.args.out)
+        if self.args.state:
+            torch.save(
+                {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds},
+                self.args.state,
+            )
+
+
+class CapturedStep:
+    """A step recorded once as a CUDA graph and replayed, since launching its kernels one by one takes longer than running them."""
+
+    WARM_UP_STEPS = 3  # outside the graph: they compile and allocate
+
+    def __init__(self, step: Callable[[PackedBatch], torch.Tensor]) -> None:
+        self.step, self.done = step, 0
+        self.stream = torch.cuda.Stream()
+        self.graph = torch.cuda.CUDAGraph()
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        if self.done < self.WARM_UP_STEPS:
+            self.done += 1
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                result = self.step(batch)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return result
+        if self.done == self.WARM_UP_STEPS:
+            self.done += 1
+            self.input = batch
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads pin memory meanwhile
+                self.result = self.step(self.input)
+        for name, tensor in self.input.tensors().items():
+            tensor.copy_(getattr(batch, name))
+        self.graph.replay()
+        return self.result.clone()
+
+
+def on_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
+    return batch.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights and log.jsonl")
+    parser.add_argument("--state", type=Path, help="file to resume from, if it exists, and to save to")
+    parser.add_argument("--weights", type=Path, help="start from a checkpoint's weights")
+    parser.add_argument("--seconds", type=float, default=560)
+    parser.add_argument("--planned-seconds", type=float, default=1100)
+    parser.add_argument("--steps", type=int, default=10**9)
+    parser.add_argument("--tokens", type=int, default=32768, help="per step")
+    parser.add_argument("--tiles", type=int, default=160, help="image tiles per step, at most")
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=int, default=200)
+    parser.add_argument("--eval-every", type=float, default=90, help="seconds")
+    parser.add_argument("--eval-count", type=int, default=200, help="held-out problems per skill")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    Trainer(args).train()
+
+
+if __name__ == "__main__":
+    main()
