@@ -51,4 +51,5 @@ class QueryTemperature:
 
     def __call__(self, positions_T: torch.Tensor) -> torch.Tensor:
         """float32 [T]: 1 + scale * ln(1 + floor((position + 1) / floor))."""
-        return torch.log1p(torch.floor((positions_T.float() + 1.0) / self.floor)) * self.scale + 1.0
+        steps_T = (positions_T.float() + 1.0).div_(self.floor).floor_()
+        return steps_T.log1p_().mul_(self.scale).add_(1.0)
