@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 
 import msgspec
 
@@ -10,18 +10,21 @@ from remuda.engine.client import Generation
 from remuda.engine.output import Delta, OutputProcessor
 from remuda.protocol.errors import InvalidRequest
 from remuda.protocol.request import TokenLogprobs
+from remuda.protocol.sampling import SamplingParams
+from remuda.server.call import Call
 from remuda.server.http import Exchange
-from remuda.server.logprobs import TokenNames, completion_logprobs, prompt_logprobs
+from remuda.server.logprobs import completion_logprobs, prompt_logprobs
 from remuda.server.protocol import (
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
     CompletionResponse,
+    Usage,
     check_supported,
 )
 from remuda.server.sampling import sampling_params
 from remuda.server.service import Service, usage
-from remuda.server.stream import ChunkFormat, stream_events, to_json
+from remuda.server.stream import ChunkFormat
 from remuda.text.prompt import Prompt
 
 MAX_PROMPTS = 1024
@@ -32,45 +35,28 @@ async def completions(service: Service, exchange: Exchange) -> None:
     request = await exchange.json(_decoder, service.config.max_body_bytes)
     model = service.check_model(request.model)
     check_supported(request)
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise InvalidRequest("best_of is not supported: use n", param="best_of", code="unsupported")
     prompts = [await _prompt(service, request, one) for one in _each_prompt(request.prompt)]
-    call = Call(service, request, prompts, f"cmpl-{request.request_id or exchange.request_id}", model)
-    generation = call.start()
-    if request.stream:
-        await call.stream(exchange, generation)
-        return
-    watch = exchange.on_disconnect(generation.close)
-    try:
-        await generation.completed()
-    finally:
-        watch.cancel()
-        generation.close()
-    await exchange.respond(to_json(call.response(generation)))
+    await CompletionCall(service, exchange, request, prompts, model).answer(exchange)
 
 
-class Call:
-    """One request on its way: what was asked, and how its answer is written."""
+class CompletionCall(Call[CompletionRequest]):
+    id_prefix = "cmpl"
+    chunk_object = "text_completion"
+    is_chat = False
 
     def __init__(
-        self, service: Service, request: CompletionRequest, prompts: list[Prompt], id_: str, model: str
+        self, service: Service, exchange: Exchange, request: CompletionRequest, prompts: Sequence[Prompt], model: str
     ) -> None:
-        self.service = service
-        self.request = request
-        self.prompts = prompts
-        self.id = id_
-        self.model = model
-        self.created = int(time.time())
-        self.n = request.n or 1
+        super().__init__(service, exchange, request, prompts, model)
         # Scoring: nothing is to be generated, but the engine must generate one token to score the prompt.
         self.prompt_only = bool(request.echo) and request.max_tokens == 0
-        self.names = TokenNames(service.tokenizer, bool(request.return_tokens_as_token_ids))
-        self._offsets: dict[int, int] = {}  # per sequence: characters sent, once the first chunk is out
+        self._decorated = request.logprobs is not None or bool(request.return_token_ids)
+        self._offsets: dict[int, int] = {}  # per sequence: characters sent, once its first part is out
 
-    def start(self) -> Generation:
+    def sampling(self) -> SamplingParams:
         request = self.request
-        if request.best_of is not None and request.best_of != self.n:
-            raise InvalidRequest("best_of is not supported: use n", param="best_of", code="unsupported")
-        if request.stream and request.prompt_logprobs is not None:
-            raise InvalidRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
         max_tokens = 16 if request.max_tokens is None else request.max_tokens
         sampling = sampling_params(
             request,
@@ -79,8 +65,8 @@ class Call:
             logprobs=request.logprobs,
         )
         if request.echo and request.logprobs is not None and sampling.prompt_logprobs is None:
-            sampling = msgspec.structs.replace(sampling, prompt_logprobs=request.logprobs)
-        return self.service.start(self.prompts, sampling, request)
+            return msgspec.structs.replace(sampling, prompt_logprobs=request.logprobs)
+        return sampling
 
     def response(self, generation: Generation) -> CompletionResponse:
         processors = generation.processors
@@ -95,34 +81,17 @@ class Call:
             usage=counted,
         )
 
-    async def stream(self, exchange: Exchange, generation: Generation) -> None:
-        chunks = ChunkFormat(object_="text_completion", id_=self.id, created=self.created, model=self.model, chat=False)
-        request = self.request
-        options = request.stream_options
-        running_usage = bool(options and options.continuous_usage_stats)
-        decorated = request.logprobs is not None or bool(request.return_token_ids) or running_usage
+    def first_chunk(self, chunks: ChunkFormat, sequences: int) -> bytes:
+        return b""
 
-        def render(processor: OutputProcessor) -> bytes:
-            delta = processor.take()
-            is_first = processor.index not in self._offsets
-            if not (decorated or processor.finished or (is_first and request.echo)):
-                return chunks.text(processor.index, delta.text) if delta.text else b""
-            text, logprobs = self._text_and_logprobs(processor, delta)
-            return chunks.full(
-                processor.index,
-                text,
-                logprobs=logprobs,
-                processor=processor,
-                extra=self._token_id_fields(processor, delta.token_ids, with_prompt=is_first),
-                usage=usage(self.prompts, generation.processors) if running_usage else None,
-            )
-
-        def last() -> bytes:
-            return (
-                chunks.usage(usage(self.prompts, generation.processors)) if options and options.include_usage else b""
-            )
-
-        await stream_events(exchange, generation, first=b"", render=render, last=last)
+    def chunk(self, chunks: ChunkFormat, processor: OutputProcessor, usage: Usage | None) -> bytes:
+        delta = processor.take()
+        is_first = processor.index not in self._offsets
+        if not (self._decorated or processor.finished or usage or (is_first and self.request.echo)):
+            return chunks.text(processor.index, delta.text) if delta.text else b""
+        text, logprobs = self._text_and_logprobs(processor, delta)
+        extra = self._token_id_fields(processor, delta.token_ids, with_prompt=is_first)
+        return chunks.full(processor, text, logprobs=logprobs, extra=extra, usage=usage)
 
     def _choice(self, processor: OutputProcessor) -> CompletionChoice:
         delta = processor.take()

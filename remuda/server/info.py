@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 
 import msgspec
@@ -17,6 +19,7 @@ from remuda.server.stream import to_json
 
 _tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
 _detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
+_STATS_TIMEOUT_S = 1.0
 _started = int(time.time())
 
 
@@ -39,7 +42,8 @@ async def load(service: Service, exchange: Exchange) -> None:
 
 async def metrics(service: Service, exchange: Exchange) -> None:
     if service.engine.failure is None and service.engine.ready is not None:
-        await service.engine.stats()
+        with contextlib.suppress(TimeoutError):  # in a long step: the numbers of the last one must do
+            await asyncio.wait_for(service.engine.stats(), _STATS_TIMEOUT_S)
     text = Exporter(service.engine.metrics, service.config.names[0]).render()
     await exchange.respond(text, headers=[(b"content-type", CONTENT_TYPE.encode())])
 

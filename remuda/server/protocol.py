@@ -177,6 +177,8 @@ def check_supported(request: GenerationRequest) -> None:
         value = getattr(request, name)
         if value is not None and value not in _REFUSED[name][0]:
             raise InvalidRequest(f"{name} is not supported: {_REFUSED[name][1]}", param=name, code="unsupported")
+    if request.stream and request.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
     options = request.stream_options
     if options is not None and not request.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from remuda.engine.client import AsyncEngine
 from remuda.protocol.errors import ConfigError, ShuttingDown
 from remuda.server.app import App
 from remuda.server.config import ServerConfig
+from remuda.server.connection import BoundedConnection
 from remuda.server.listen import address, listen
 from remuda.server.service import Service
 from remuda.text.tokenizer import Tokenizer
@@ -72,6 +74,9 @@ class HttpServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What start-up made stays for good: keep it out of every later collection, which would stall all streams.
+        gc.collect()
+        gc.freeze()
         if self.started:
             self._on_serving(address(self._settings, self._sock))
 
@@ -110,7 +115,7 @@ def _uvicorn_config(config: ServerConfig, app: App) -> uvicorn.Config:
         raise ConfigError("--ssl-keyfile needs --ssl-certfile")
     result = uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedConnection,
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -12,7 +12,7 @@ from remuda.config.engine import EngineConfig
 from remuda.engine.client import AsyncEngine, Generation
 from remuda.engine.intake import Intake
 from remuda.engine.output import OutputProcessor
-from remuda.protocol.errors import NotFound
+from remuda.protocol.errors import InvalidRequest, NotFound
 from remuda.protocol.request import EngineRequest
 from remuda.protocol.sampling import SamplingParams
 from remuda.server.config import ServerConfig
@@ -35,6 +35,7 @@ class Service:
         self.defaults = model_defaults(self.model.generation_defaults, config.generation_config)
         self._intake = Intake(self.model, tokenizer, self.max_model_len)
         self.prompter = Prompter(self.model, tokenizer, config.chat_template)
+        self._has_priorities = engine_config.scheduler.policy == "priority"
         self._ids = itertools.count()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")
 
@@ -63,6 +64,8 @@ class Service:
 
     def start(self, prompts: Sequence[Prompt], sampling: SamplingParams, request: GenerationRequest) -> Generation:
         """Hand all prompts to the engine. Sequence i of prompt p has index p * n + i."""
+        if request.priority and not self._has_priorities:
+            raise InvalidRequest("priority needs a server with --scheduling-policy priority", param="priority")
         sequences: list[EngineRequest] = []
         for prompt in prompts:
             sequences += self._intake.requests(

@@ -42,34 +42,30 @@ class ChunkFormat:
         return head + to_json(text) + self._plain_tail
 
     def full(
-        self,
-        index: int,
-        text: str,
-        *,
-        logprobs: Any,
-        processor: OutputProcessor,
-        extra: dict[str, Any],
-        usage: Usage | None,
+        self, processor: OutputProcessor, text: str, *, logprobs: Any, extra: dict[str, Any], usage: Usage | None
     ) -> bytes:
         """A chunk with everything. `extra`: more fields of the choice."""
-        ended = processor.finish_reason
-        more = b"".join([b',"%s":%s' % (name.encode(), to_json(value)) for name, value in extra.items()])
         return b"".join([
-            self._head, b"%d" % index, self._open, to_json(text), self._close,
+            self._head, b"%d" % processor.index, self._open, to_json(text), self._close,
             b',"logprobs":', to_json(logprobs),
-            b',"finish_reason":', to_json(ended), b',"stop_reason":', to_json(processor.stop_reason),
-            more, b"}]", b"" if usage is None else b',"usage":' + to_json(usage), b"}\n\n",
+            b',"finish_reason":', to_json(processor.finish_reason),
+            b',"stop_reason":', to_json(processor.stop_reason),
+            _fields(extra), b"}]", b"" if usage is None else _fields({"usage": usage}), b"}\n\n",
         ])  # fmt: skip
 
     def role(self, index: int, extra: dict[str, Any]) -> bytes:
         """Chat's first chunk of a choice; `extra`: more fields of the response."""
-        more = b"".join([b',"%s":%s' % (name.encode(), to_json(value)) for name, value in extra.items()])
         delta = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
-        return self._head + b"%d" % index + delta + more + b"}\n\n"
+        return self._head + b"%d" % index + delta + _fields(extra) + b"}\n\n"
 
     def usage(self, usage: Usage) -> bytes:
         """The chunk of stream_options.include_usage: no choices."""
         return self._envelope + b',"choices":[],"usage":' + to_json(usage) + b"}\n\n"
+
+
+def _fields(values: dict[str, Any]) -> bytes:
+    """More members for an object that has some."""
+    return b"".join([b',"%s":%s' % (name.encode(), to_json(value)) for name, value in values.items()])
 
 
 def error_event(error: RemudaError) -> bytes:

@@ -18,7 +18,8 @@ from remuda.engine.client import AsyncEngine
 from remuda.metrics.serving import ServingMetrics
 from remuda.protocol.errors import ReplicaDied
 from remuda.server.config import ServerConfig
-from remuda.server.serve import HttpServer, listen
+from remuda.server.listen import listen
+from remuda.server.serve import HttpServer
 from tests.server.fake_engine import FakeEngine, Script, echo_prompt
 from tests.text import tiny
 

@@ -46,7 +46,7 @@ class FakeEngine(threading.Thread):
         self.aborted: list[str] = []
         self.changed = threading.Condition()
         self.say_ready = True
-        self._stop = False
+        self.stopped = False
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         with self.changed:
@@ -56,14 +56,14 @@ class FakeEngine(threading.Thread):
         """Report a failure, or (without a message) vanish."""
         if message is not None:
             self.channel.send(EngineFailed(message, node=1, rank=3))
-        self._stop = True
+        self.stopped = True
         self.channel.sock.shutdown(socket.SHUT_RDWR)
 
     def run(self) -> None:
         if self.say_ready:
             self.channel.send(EngineReady(256, 100, 16, 6.2, "a layout"))
         try:
-            while not self._stop:
+            while not self.stopped:
                 busy = bool(self.open) and self.go.is_set()
                 if select.select([self.channel.sock], [], [], 0 if busy else 0.002)[0]:
                     self.channel.fill()
@@ -90,7 +90,7 @@ class FakeEngine(threading.Thread):
                         EngineStats(running=len(self.open), kv_pages_total=100, kv_pages_used=25, steps=7)
                     )
                 case Shutdown():
-                    self._stop = True
+                    self.stopped = True
             self.changed.notify_all()
 
     def step(self) -> None:

@@ -164,7 +164,7 @@ def test_sampling_parameters_reach_the_engine(server: RunningServer) -> None:
     body = {
         "prompt": "ab", "max_tokens": 3, "temperature": 0.3, "top_p": 0.8, "top_k": 7, "min_p": 0.1, "seed": 11,
         "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1, "logit_bias": {"5": -3},
-        "min_tokens": 1, "ignore_eos": True, "bad_words": ["the"], "allowed_token_ids": [1, 2, 3], "priority": 4,
+        "min_tokens": 1, "ignore_eos": True, "bad_words": ["the"], "allowed_token_ids": [1, 2, 3], "priority": 0,
         "cache_salt": "salt",
     }  # fmt: skip
     assert server.http.post("/v1/completions", json=body).status_code == 200
@@ -172,7 +172,7 @@ def test_sampling_parameters_reach_the_engine(server: RunningServer) -> None:
     for name in set(body) - {"prompt", "priority", "cache_salt", "logit_bias"}:
         assert getattr(request.sampling, name) == body[name], name
     assert request.sampling.logit_bias == {5: -3.0}
-    assert (request.priority, request.cache_salt) == (4, "salt")
+    assert (request.priority, request.cache_salt) == (0, "salt")
     assert (
         ids_of("the") in request.sampling.bad_words_token_ids and ids_of(" the") in request.sampling.bad_words_token_ids
     )

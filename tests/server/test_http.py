@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import remuda
 from remuda.protocol.errors import ConfigError, ReplicaDied
 from remuda.protocol.request import FinishReason, RequestOutput, StepOutputs
 from remuda.server.config import ServerConfig
-from remuda.server.serve import listen
+from remuda.server.listen import listen
 from tests.server.conftest import RunningServer
 
 Serve = Callable[..., RunningServer]
@@ -62,6 +63,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
     ({"prompt": "x", "allowed_token_ids": []}, "allowed_token_ids"),
     ({"prompt": "x", "min_tokens": 17}, "min_tokens"),
     ({"prompt": "x", "best_of": 3}, "best_of"),
+    ({"prompt": "x", "priority": 3}, "priority"),
     ({"prompt": "x", "suffix": "y"}, "suffix"),
     ({"prompt": "x", "use_beam_search": True}, "use_beam_search"),
     ({"prompt": "x", "guided_json": {}}, "guided_json"),
@@ -247,6 +249,16 @@ def test_a_broken_request_body(serve: Serve) -> None:
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
     connection.close()
+    assert server.http.get("/health").status_code == 200
+
+
+def test_endless_headers_end_the_connection(server: RunningServer) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
+        contextlib.suppress(ConnectionError),
+    ):
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 1_000_000)
+        assert connection.recv(100) == b""
     assert server.http.get("/health").status_code == 200
 
 

@@ -1,0 +1,189 @@
+"""AsyncEngine against a scripted engine on a real socket, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from remuda.config.engine import SchedulerConfig
+from remuda.engine.client import AsyncEngine, Generation
+from remuda.engine.intake import Intake
+from remuda.engine.output import OutputProcessor
+from remuda.metrics.serving import ServingMetrics
+from remuda.protocol.errors import QueueFull, ReplicaDied
+from remuda.protocol.request import EngineFailed, EngineProgress, FinishReason, RequestOutput, StepOutputs
+from remuda.protocol.sampling import SamplingParams
+from tests.server.fake_engine import FakeEngine
+from tests.text import tiny
+
+TOKENIZER = tiny.tokenizer()
+INTAKE = Intake(tiny.model_config(Path()), TOKENIZER, 256)
+
+
+def run(body: Callable[[AsyncEngine, FakeEngine], Awaitable[None]], **options: object) -> None:
+    """`body` with a connected client; the engine generates nothing by itself."""
+
+    async def main() -> None:
+        fake = FakeEngine()
+        fake.go.clear()
+        fake.say_ready = bool(options.pop("say_ready", True))
+        client = AsyncEngine(
+            SchedulerConfig(max_num_seqs=2, max_waiting=2), ServingMetrics(256), **options,  # type: ignore[arg-type]
+        )  # fmt: skip
+        await client.connect(fake.client_socket)
+        fake.start()
+        try:
+            if fake.say_ready:
+                await client.wait_ready()
+            await asyncio.wait_for(body(client, fake), 20)
+        finally:
+            client.shutdown()
+            await asyncio.to_thread(fake.join, 20)
+
+    asyncio.run(main())
+
+
+def start(client: AsyncEngine, *, stream: bool = True, name: str = "r", **sampling: object) -> Generation:
+    requests = INTAKE.requests(name, TOKENIZER.encode("abc"), SamplingParams(**sampling))  # type: ignore[arg-type]
+    processors = [OutputProcessor(TOKENIZER, r.sampling, index=i) for i, r in enumerate(requests)]
+    return client.submit(requests, processors, stream=stream)
+
+
+async def arrived(fake: FakeEngine, count: int) -> None:
+    await asyncio.to_thread(fake.wait_for, lambda: len(fake.open) == count)
+
+
+def test_a_stream_wakes_at_every_step() -> None:
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        generation = start(client, max_tokens=3, n=2)
+        await arrived(fake, 2)
+        for step in range(3):
+            assert not generation.finished
+            fake.step()
+            seen = {p.index for p in await generation.changed()}
+            while len(seen) < 2:
+                seen |= {p.index for p in await generation.changed()}
+            assert [len(p.token_ids) for p in generation.processors] == [step + 1] * 2
+        assert generation.finished and await generation.changed() == []
+
+    run(body)
+
+
+def test_a_whole_answer_wakes_once() -> None:
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        generation = start(client, stream=False, max_tokens=5)
+        await arrived(fake, 1)
+        waiting = asyncio.create_task(generation.changed())
+        for _ in range(4):
+            fake.step()
+        await client.stats()  # the four steps have been read
+        assert not waiting.done() and len(generation.processors[0].token_ids) == 4
+        fake.step()
+        assert await waiting == list(generation.processors)
+        await generation.completed()
+
+    run(body)
+
+
+def test_the_journal_knows_every_open_sequence() -> None:
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        start(client, max_tokens=1, name="short")
+        start(client, max_tokens=9, name="long")
+        await arrived(fake, 2)
+        fake.step()
+        await client.stats()
+        (entry,) = client.journal()
+        assert entry.request.request_id == "long" and entry.emitted == TOKENIZER.encode("abc")[1:2]
+
+    run(body)
+
+
+def test_closing_aborts_what_runs() -> None:
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        generation = start(client, n=2)
+        await arrived(fake, 2)
+        generation.close()
+        generation.close()
+        assert generation.finished and client.open_sequences == 0
+        assert [p.finish_reason for p in generation.processors] == [FinishReason.ABORT] * 2
+        await generation.completed()
+        await asyncio.to_thread(fake.wait_for, lambda: len(fake.aborted) == 2)
+        # The engine may have sent something before it heard of it.
+        fake.channel.send(StepOutputs([RequestOutput("r-0", [1])]))
+        await client.stats()
+        assert generation.processors[0].token_ids == []
+
+    run(body)
+
+
+def test_the_queue_is_bounded_and_opens_again() -> None:
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        first = start(client, n=3)
+        with pytest.raises(QueueFull):
+            start(client, n=2, name="more")
+        assert client.open_sequences == 3  # nothing of a refused call was started
+        first.close()
+        start(client, n=4, name="later").close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("message", ["rank 3 died", None])
+def test_a_dead_engine_fails_every_sequence_and_all_that_follow(message: str | None) -> None:
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        generation = start(client, n=2)
+        await arrived(fake, 2)
+        statistics = asyncio.create_task(client.stats()) if message is None else None
+        fake.die(message)
+        with pytest.raises(ReplicaDied, match=message or "killed by a test"):
+            await generation.completed()
+        assert all(p.error for p in generation.processors) and client.open_sequences == 0
+        if statistics is not None:
+            await asyncio.wait([statistics])
+        assert (await client.wait_failed()).rank == (3 if message else None)
+        with pytest.raises(ReplicaDied):
+            start(client)
+        with pytest.raises(ReplicaDied):
+            await client.stats()
+
+    run(body, how_it_ended=lambda: "killed by a test")
+
+
+def test_start_up_is_followed_and_its_failure_reported() -> None:
+    seen: list[EngineProgress] = []
+
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        with pytest.raises(ReplicaDied, match="still starting"):
+            start(client)
+        fake.channel.send(EngineProgress("weights", 1, 5, 10))
+        fake.channel.send(EngineFailed("no memory", startup=True))
+        with pytest.raises(ReplicaDied, match="no memory"):
+            await client.wait_ready()
+        assert [(p.phase, p.done) for p in seen] == [("weights", 5)]
+
+    run(body, say_ready=False, on_progress=seen.append)
+
+
+def test_an_engine_that_talks_nonsense_is_dead() -> None:
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        generation = start(client)
+        await arrived(fake, 1)
+        fake.channel.sock.sendall(b"\xff" * 64)
+        with pytest.raises(ReplicaDied, match="not a message"):
+            await generation.completed()
+
+    run(body)
+
+
+def test_stop_strings_end_the_sequence_in_the_engine() -> None:
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        generation = start(client, stop=["b"])
+        fake.go.set()
+        await generation.completed()
+        assert generation.processors[0].text() == "a"
+        await asyncio.to_thread(fake.wait_for, lambda: fake.aborted == ["r"])
+
+    run(body)
