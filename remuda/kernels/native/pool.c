@@ -1,7 +1,8 @@
 /* A small fork-join thread pool: persistent workers that spin for a bounded time and then sleep on a futex.
  *
  * A step is a chain of kernels a few microseconds apart, so a worker that has just finished expects more work at once;
- * spinning makes the fork cost about one microsecond. With one thread (several ranks per core) there are no workers. */
+ * spinning makes the fork cost about one microsecond. The caller works too and waits only for tasks that a worker has
+ * begun: a worker that has lost its core delays nobody. With one thread (several ranks per core) there are no workers. */
 #define _GNU_SOURCE
 #include "common.h"
 
@@ -20,16 +21,16 @@
 static struct {
     int threads; /* including the caller */
     int64_t spin_ns;
-    pid_t pid; /* workers do not survive fork: a child starts its own */
-    _Alignas(64) _Atomic uint32_t generation;
+    pid_t pid;                  /* workers do not survive fork: a child starts its own */
+    _Atomic uint32_t crew;      /* workers of an earlier crew leave */
+    _Atomic bool busy;          /* a second caller of the same process computes alone */
+    _Atomic(task_fn) fn;        /* the job: written before its ticket, so whoever holds a ticket has read it whole */
+    void *_Atomic context;
+    _Atomic uint32_t tasks;
+    _Alignas(64) _Atomic uint64_t ticket; /* job number << 32 | next task of it */
+    _Alignas(64) _Atomic uint32_t job;    /* futex: idle workers wait for it to change */
     _Atomic int sleepers;
-    task_fn fn;
-    void *context;
-    int64_t tasks;
-    _Alignas(64) _Atomic int64_t next_task;
-    _Alignas(64) _Atomic int running; /* workers that have not finished this generation */
-    _Atomic int alive;                /* workers of this pool; a worker whose index is not below threads - 1 leaves */
-    _Atomic bool busy;                /* a second caller of the same process computes alone */
+    _Alignas(64) _Atomic uint32_t done; /* tasks of this job that are finished */
 } pool = {.threads = 1, .spin_ns = 50000};
 
 static int64_t now_ns(void) {
@@ -38,67 +39,47 @@ static int64_t now_ns(void) {
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-static void futex_wait(_Atomic uint32_t *word, uint32_t expected) {
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
-}
-
-static void futex_wake_all(_Atomic uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, NULL, NULL, 0); }
-
+/* Run tasks of the current job until none is left. A ticket is only had while its job goes on. */
 static void take_tasks(void) {
-    task_fn fn = pool.fn;
-    void *context = pool.context;
-    const int64_t tasks = pool.tasks;
-    for (int64_t task; (task = atomic_fetch_add_explicit(&pool.next_task, 1, memory_order_relaxed)) < tasks;) fn(context, task);
+    for (;;) {
+        uint64_t ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+        task_fn fn = atomic_load_explicit(&pool.fn, memory_order_relaxed);
+        void *context = atomic_load_explicit(&pool.context, memory_order_relaxed);
+        if ((uint32_t)ticket >= atomic_load_explicit(&pool.tasks, memory_order_relaxed)) return;
+        if (!atomic_compare_exchange_strong(&pool.ticket, &ticket, ticket + 1)) continue;
+        fn(context, (uint32_t)ticket);
+        atomic_fetch_add_explicit(&pool.done, 1, memory_order_release);
+    }
 }
 
-static uint32_t wait_for_generation(uint32_t seen) {
-    uint32_t current;
+static void wait_for_job(uint32_t seen) {
     const int64_t deadline = now_ns() + pool.spin_ns;
     do {
         for (int i = 0; i < 32; i++) {
-            current = atomic_load_explicit(&pool.generation, memory_order_acquire);
-            if (current != seen) return current;
+            if (atomic_load_explicit(&pool.job, memory_order_acquire) != seen) return;
             _mm_pause();
         }
     } while (now_ns() < deadline);
     atomic_fetch_add(&pool.sleepers, 1);
-    while ((current = atomic_load(&pool.generation)) == seen) futex_wait(&pool.generation, seen);
+    while (atomic_load(&pool.job) == seen) syscall(SYS_futex, &pool.job, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
     atomic_fetch_sub(&pool.sleepers, 1);
-    return current;
 }
 
 static void *worker(void *argument) {
-    const int index = (int)(intptr_t)argument;
-    uint32_t seen = 0;
+    const uint32_t crew = (uint32_t)(uintptr_t)argument;
     for (;;) {
-        seen = wait_for_generation(seen);
-        const bool leave = index >= pool.threads - 1;
-        if (!leave) take_tasks();
-        atomic_fetch_sub_explicit(&pool.running, 1, memory_order_release);
-        if (leave) return NULL;
-    }
-}
-
-static void start_generation(int workers) {
-    atomic_store_explicit(&pool.next_task, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool.running, workers, memory_order_relaxed);
-    atomic_fetch_add(&pool.generation, 1); /* sequentially consistent: a worker about to sleep is seen in `sleepers` */
-    if (atomic_load(&pool.sleepers) > 0) futex_wake_all(&pool.generation);
-}
-
-static void wait_for_workers(void) {
-    for (int64_t spins = 1; atomic_load_explicit(&pool.running, memory_order_acquire) > 0; spins++) {
-        _mm_pause();
-        if (spins % 512 == 0) sched_yield(); /* the worker may have lost its core */
+        const uint32_t seen = atomic_load(&pool.job);
+        if (atomic_load(&pool.crew) != crew) return NULL;
+        take_tasks();
+        wait_for_job(seen);
     }
 }
 
 /* Workers get no signals: those belong to the Python interpreter's main thread. */
 static void start_workers(void) {
     pool.pid = getpid();
-    atomic_store(&pool.generation, 0);
     atomic_store(&pool.sleepers, 0);
-    atomic_store(&pool.alive, 0);
+    const uint32_t crew = atomic_fetch_add(&pool.crew, 1) + 1;
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
@@ -107,11 +88,15 @@ static void start_workers(void) {
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     for (int i = 0; i < pool.threads - 1; i++) {
         pthread_t thread;
-        if (pthread_create(&thread, &attributes, worker, (void *)(intptr_t)i) != 0) break;
-        atomic_fetch_add(&pool.alive, 1);
+        if (pthread_create(&thread, &attributes, worker, (void *)(uintptr_t)crew) != 0) break;
     }
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void announce_job(void) {
+    atomic_fetch_add(&pool.job, 1); /* sequentially consistent: a worker about to sleep is seen in `sleepers` */
+    if (atomic_load(&pool.sleepers) > 0) syscall(SYS_futex, &pool.job, FUTEX_WAKE_PRIVATE, MAX_THREADS, NULL, NULL, 0);
 }
 
 void run_tasks(task_fn fn, void *context, int64_t tasks) {
@@ -120,12 +105,20 @@ void run_tasks(task_fn fn, void *context, int64_t tasks) {
         return;
     }
     if (pool.pid != getpid()) start_workers();
-    pool.fn = fn;
-    pool.context = context;
-    pool.tasks = tasks;
-    start_generation(atomic_load(&pool.alive));
+    const uint64_t ticket = (atomic_load(&pool.ticket) >> 32) + 1;
+    atomic_store_explicit(&pool.tasks, 0, memory_order_relaxed); /* until the job is whole, there is nothing to take */
+    atomic_store(&pool.ticket, ticket << 32);
+    atomic_store(&pool.fn, fn);
+    atomic_store(&pool.context, context);
+    atomic_store(&pool.done, 0);
+    atomic_store(&pool.ticket, (ticket + 1) << 32);
+    atomic_store(&pool.tasks, (uint32_t)tasks);
+    announce_job();
     take_tasks();
-    wait_for_workers();
+    for (int64_t spins = 1; atomic_load_explicit(&pool.done, memory_order_acquire) < tasks; spins++) {
+        _mm_pause();
+        if (spins % 512 == 0) sched_yield(); /* the worker may have lost its core in the middle of a task */
+    }
     atomic_store(&pool.busy, false);
 }
 
@@ -136,13 +129,10 @@ EXPORT void remuda_set_threads(int threads, int spin_us) {
     threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
     pool.spin_ns = (int64_t)spin_us * 1000;
     if (threads == pool.threads) return;
-    if (pool.pid == getpid()) { /* every worker leaves; the next kernel starts the new ones */
-        pool.threads = 1;
-        start_generation(atomic_load(&pool.alive));
-        wait_for_workers();
-    }
-    pool.pid = 0;
     pool.threads = threads;
+    pool.pid = 0; /* the next kernel starts a new crew */
+    atomic_fetch_add(&pool.crew, 1);
+    announce_job();
 }
 
 EXPORT int remuda_threads(void) { return pool.threads; }
