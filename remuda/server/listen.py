@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 
 from remuda.protocol.errors import ConfigError
 from remuda.server.config import ServerConfig
@@ -13,6 +15,7 @@ def listen(config: ServerConfig) -> socket.socket:
     try:
         if config.uds is not None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            _remove_stale(config.uds)
             sock.bind(config.uds)
         else:
             family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -24,6 +27,15 @@ def listen(config: ServerConfig) -> socket.socket:
         raise ConfigError(f"cannot listen on {where}: {error}. Choose another --host or --port.") from error
     sock.set_inheritable(True)
     return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Unlink a socket file that a server which is gone has left; one that still answers stays."""
+    if not (os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode)):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(path) != 0:
+            os.unlink(path)
 
 
 def address(config: ServerConfig, sock: socket.socket) -> str:

@@ -26,6 +26,8 @@ async def chat_prompt(service: Service, request: ChatRequest | TokenizeRequest) 
     )
     # The template has written BOS, so the default is to add nothing.
     token_ids = await service.encode(text, add_special_tokens=bool(request.add_special_tokens))
+    if not conversation.image_urls:
+        return prompter.with_images(text, token_ids, [])
     loader = MediaLoader(service.config)
     tiles = [await service.off_loop(prompter.tiles, await loader.load(url)) for url in conversation.image_urls]
-    return prompter.with_images(text, token_ids, tiles)
+    return await service.off_loop(prompter.with_images, text, token_ids, tiles)

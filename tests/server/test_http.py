@@ -372,6 +372,15 @@ def test_a_taken_port_is_a_clear_error() -> None:
             listen(config)
 
 
+def test_a_unix_socket_replaces_a_stale_one(tmp_path: Path) -> None:
+    config = ServerConfig(uds=str(tmp_path / "socket"))
+    with listen(config) as first:
+        first.listen()
+        with pytest.raises(ConfigError, match="in use"):
+            listen(config)
+    listen(config).close()
+
+
 def test_tls(serve: Serve, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--ssl-certfile"):
         serve(ssl_certfile=str(tmp_path / "none"))
