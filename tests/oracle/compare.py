@@ -17,6 +17,7 @@ MEAN_LOGPROB_DIFFERENCE = 1e-4
 class Verdict:
     wrong: list[str]
     largest: float
+    p99: float
     mean: float
 
 
@@ -52,15 +53,36 @@ def answers(llm: LLM, preset: str) -> dict[str, Any]:
     return {item["id"]: output for item, output in zip([*plain, *chats], outputs, strict=True)}
 
 
+def _first_difference(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def divergences(got: dict[str, Any], expected: dict[str, dict[str, Any]]) -> list[float]:
+    """For every prompt whose tokens differ: the reference's lead of its best token over the next at that position."""
+    leads = []
+    for key, ref in expected.items():
+        ours, theirs = list(got[key].outputs[0].token_ids), ref["output_token_ids"]
+        assert list(got[key].prompt_token_ids) == ref["prompt_token_ids"], key
+        if ours != theirs:
+            at = _first_difference(ours, theirs)
+            leads.append(ref["steps"][at]["gap"] if at < len(ref["steps"]) else float("inf"))
+    return leads
+
+
 def judge(got: dict[str, Any], expected: dict[str, dict[str, Any]]) -> Verdict:
+    """Wrong prompts, and differences of the reference's top log-probabilities up to the first divergence."""
     wrong, differences = [], []
     for key, ref in expected.items():
         out = got[key].outputs[0]
+        ours, theirs = list(out.token_ids), ref["output_token_ids"]
         if list(got[key].prompt_token_ids) != ref["prompt_token_ids"]:
             wrong.append(f"{key}: prompt token ids differ")
-        elif list(out.token_ids) != ref["output_token_ids"]:
-            wrong.append(f"{key}: {list(out.token_ids)} instead of {ref['output_token_ids']}")
-        for ours, theirs in zip(out.logprobs, ref["steps"], strict=False):
-            values = {token: entry.logprob for token, entry in ours.items()}
-            differences += [abs(values[token] - lp) for token, lp in theirs["top"] if token in values]
-    return Verdict(wrong, max(differences), sum(differences) / len(differences))
+        elif ours != theirs:
+            wrong.append(f"{key}: {ours} instead of {theirs}")
+        comparable = _first_difference(ours, theirs) + 1
+        for mine, step in list(zip(out.logprobs, ref["steps"], strict=False))[:comparable]:
+            values = {token: entry.logprob for token, entry in mine.items()}
+            differences += [abs(values[token] - lp) for token, lp in step["top"] if token in values]
+    differences.sort()
+    p99 = differences[int(0.99 * (len(differences) - 1))]
+    return Verdict(wrong, differences[-1], p99, sum(differences) / len(differences))

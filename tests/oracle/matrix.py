@@ -1,6 +1,7 @@
 """The layouts and engine settings under which every preset must reproduce the oracle.
 
-`CASES` covers every value of every dimension in few engine starts, for the suite. The full product is `python -m tests.oracle.full_matrix`.
+`CASES` covers every value of every dimension in few engine starts, for the suite. The full product is
+`python -m tests.oracle.full_matrix`.
 """
 
 from __future__ import annotations
