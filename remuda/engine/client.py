@@ -7,6 +7,7 @@ takes what is its own, and every consumer that waits is woken once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +26,15 @@ from remuda.protocol.request import (
     EngineRequest,
     EngineStats,
     FinishReason,
+    RequestOutput,
     ResetPrefixCache,
     Shutdown,
     StatsRequest,
     StepOutputs,
 )
 from remuda.protocol.wire import WireError, client_side
+
+log = logging.getLogger("remuda.engine.client")
 
 
 class Generation:
@@ -108,6 +112,16 @@ class OpenSequence:
     def emitted(self) -> list[int]:
         """Tokens that the client has (or may have) seen."""
         return self.processor.token_ids
+
+
+def _push(processor: OutputProcessor, output: RequestOutput) -> bool:
+    """Whatever one sequence's text does to its decoder, the other sequences of the step go on."""
+    try:
+        return processor.push(output)
+    except Exception:
+        log.exception("output of request %s cannot be processed", output.request_id)
+        processor.fail(RemudaError("internal error; the server's log has the details"))
+        return output.finish_reason is None
 
 
 class AsyncEngine(asyncio.Protocol):
@@ -281,7 +295,7 @@ class AsyncEngine(asyncio.Protocol):
             if sequence is None:
                 continue  # aborted, and the engine had not heard of it yet
             processor = sequence.processor
-            if processor.push(output):
+            if _push(processor, output):
                 stopped.append(output.request_id)
             if output.token_ids:
                 metrics.produced(sequence.times, len(output.token_ids), now_s)

@@ -41,7 +41,6 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.draining = False  # open requests finish, new ones are refused
         self._keys = KeyCheck(service.config.api_keys)
         self._cors = Cors(service.config)
 
@@ -71,7 +70,7 @@ class App:
         handler = self._route(exchange)
         if exchange.path not in OPEN_PATHS:
             self._keys.check(exchange)
-        if self.draining and exchange.method == "POST":
+        if self.service.draining and exchange.method == "POST":
             raise ShuttingDown("the server is shutting down; send the request to another one")
         await handler(self.service, exchange)
 

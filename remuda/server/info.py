@@ -10,7 +10,7 @@ import msgspec
 
 import remuda
 from remuda.metrics.prometheus import CONTENT_TYPE, Exporter
-from remuda.protocol.errors import InvalidRequest, NotFound
+from remuda.protocol.errors import InvalidRequest, NotFound, ShuttingDown
 from remuda.server.http import Exchange
 from remuda.server.messages import chat_prompt
 from remuda.server.protocol import DetokenizeRequest, TokenizeRequest
@@ -24,9 +24,11 @@ _started = int(time.time())
 
 
 async def health(service: Service, exchange: Exchange) -> None:
-    """200 once the engine has passed its self-test and as long as it lives."""
+    """200 once the engine has passed its self-test, as long as it lives and new requests are taken."""
     if service.engine.failure is not None:
         raise service.engine.failure
+    if service.draining:
+        raise ShuttingDown("the server is shutting down")
     ready = service.engine.ready is not None
     await exchange.respond(b"" if ready else b'{"status":"starting"}', status=200 if ready else 503)
 

@@ -90,7 +90,7 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.draining = True
+        self._app.service.draining = True
         timer = asyncio.get_running_loop().call_later(
             self._settings.drain_timeout_s,
             self._engine.fail_all,

@@ -35,6 +35,7 @@ class Service:
         self.defaults = model_defaults(self.model.generation_defaults, config.generation_config)
         self._intake = Intake(self.model, tokenizer, self.max_model_len)
         self.prompter = Prompter(self.model, tokenizer, config.chat_template)
+        self.draining = False  # open requests finish, new ones are refused
         self._has_priorities = engine_config.scheduler.policy == "priority"
         self._ids = itertools.count()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="preprocess")

@@ -57,7 +57,7 @@ class ChatTemplate:
             )
         if continue_final_message:
             messages = [*messages[:-1], _ending_with_probe(messages)]
-        arguments = self._roles | (kwargs or {})
+        arguments = {"documents": None} | self._roles | (kwargs or {})
         try:
             text = self._template.render(
                 messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **arguments

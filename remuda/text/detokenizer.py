@@ -6,12 +6,11 @@ import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
-from tokenizers.decoders import DecodeStream
-
 from remuda.protocol.sampling import SamplingParams
 from remuda.text.tokenizer import Tokenizer
 
 _utf8 = codecs.getincrementaldecoder("utf-8")
+_MAX_HELD_TOKENS = 16  # no character takes more; what is still broken then stays broken
 
 
 class TextDecoder(Protocol):
@@ -44,35 +43,42 @@ class ByteLevelDecoder:
         return self._decode(b"", True)
 
 
-class StreamDecoder:
-    """For every other tokenizer: the tokenizers library decodes a sliding window."""
+class WindowDecoder:
+    """For every other tokenizer: decode the last tokens again with the new one, and show by how much the text grew.
+
+    The tokens shown last stay in the window because a decoder may treat the start of a text differently (Llama 2 strips
+    a space there). The library's own DecodeStream gives up on byte sequences that are no UTF-8; a model may emit any.
+    """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._held: list[int] = []  # tokens whose text has not come out yet
+        self._decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        self._shown: list[int] = []  # context: tokens whose text is out
+        self._shown_length = 0  # characters that they make
+        self._held: list[int] = []  # tokens whose text is not out yet
 
     def feed(self, token_ids: Sequence[int]) -> str:
-        pieces = []
-        for token in token_ids:
-            self._held.append(token)
-            piece = self._stream.step(self._tokenizer.backend, token)
-            if piece:
-                pieces.append(piece)
-                self._held.clear()
-        return "".join(pieces)
+        return "".join([self._feed_one(token) for token in token_ids])
 
     def flush(self) -> str:
-        held, self._held = self._held, []
-        return self._tokenizer.decode(held, skip_special_tokens=self._skip) if held else ""
+        return self._decode(self._shown + self._held)[self._shown_length :] if self._held else ""
+
+    def _feed_one(self, token: int) -> str:
+        self._held.append(token)
+        text = self._decode(self._shown + self._held)
+        unfinished = len(text) <= self._shown_length or text.endswith("\ufffd")
+        if unfinished and len(self._held) < _MAX_HELD_TOKENS:
+            return ""
+        piece = text[self._shown_length :]
+        self._shown, self._held = self._held, []
+        self._shown_length = len(self._decode(self._shown))
+        return piece
 
 
 def text_decoder(tokenizer: Tokenizer, *, skip_special_tokens: bool) -> TextDecoder:
     """The fastest decoder for this tokenizer."""
     if tokenizer.byte_table is not None:
         return ByteLevelDecoder(tokenizer.byte_table, tokenizer.special_ids if skip_special_tokens else frozenset())
-    return StreamDecoder(tokenizer, skip_special_tokens)
+    return WindowDecoder(tokenizer, skip_special_tokens)
 
 
 class StopMatcher:

@@ -13,7 +13,7 @@ from remuda.engine.client import AsyncEngine, Generation
 from remuda.engine.intake import Intake
 from remuda.engine.output import OutputProcessor
 from remuda.metrics.serving import ServingMetrics
-from remuda.protocol.errors import QueueFull, ReplicaDied
+from remuda.protocol.errors import QueueFull, RemudaError, ReplicaDied
 from remuda.protocol.request import EngineFailed, EngineProgress, FinishReason, RequestOutput, StepOutputs
 from remuda.protocol.sampling import SamplingParams
 from tests.server.fake_engine import FakeEngine
@@ -185,5 +185,26 @@ def test_stop_strings_end_the_sequence_in_the_engine() -> None:
         await generation.completed()
         assert generation.processors[0].text() == "a"
         await asyncio.to_thread(fake.wait_for, lambda: fake.aborted == ["r"])
+
+    run(body)
+
+
+def test_one_sequence_that_cannot_be_decoded_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own client gets an error, the engine is told to drop it, and the connection stays up."""
+    push = OutputProcessor.push
+
+    def faulty(self: OutputProcessor, output: RequestOutput) -> bool:
+        if output.request_id == "bad":
+            raise ValueError("odd bytes")
+        return push(self, output)
+
+    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
+        monkeypatch.setattr(OutputProcessor, "push", faulty)
+        bad, good = start(client, name="bad", max_tokens=5), start(client, name="good", max_tokens=5)
+        fake.go.set()
+        with pytest.raises(RemudaError, match="internal error"):
+            await bad.completed()
+        await good.completed()
+        await asyncio.to_thread(fake.wait_for, lambda: fake.aborted == ["bad"])
 
     run(body)

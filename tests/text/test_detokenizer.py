@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from remuda.protocol.sampling import SamplingParams
-from remuda.text.detokenizer import Detokenizer, StopMatcher, StreamDecoder, text_decoder
+from remuda.text.detokenizer import Detokenizer, StopMatcher, WindowDecoder, text_decoder
 from remuda.text.tokenizer import Tokenizer
 from tests.text import tiny
 
@@ -71,10 +71,19 @@ def test_other_decoders_stream_the_full_decode(pieces: list[str]) -> None:
     vocab = tokenizer.backend.get_vocab()
     ids = [vocab[name] for p in pieces for name in ([p] if p in vocab else [f"<0x{byte:02X}>" for byte in p.encode()])]
     decoder = text_decoder(tokenizer, skip_special_tokens=True)
-    assert isinstance(decoder, StreamDecoder)
+    assert isinstance(decoder, WindowDecoder)
     shown = [decoder.feed([token]) for token in ids]
     assert not any("\ufffd" in piece for piece in shown)
     assert "".join(shown) + decoder.flush() == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@given(st.lists(st.integers(0, byte_fallback().vocab_size + 3), max_size=60))
+def test_other_decoders_survive_any_tokens(ids: list[int]) -> None:
+    """Bytes that are no UTF-8, and ids that are no token."""
+    decoder = text_decoder(byte_fallback(), skip_special_tokens=True)
+    for token in ids:
+        decoder.feed([token])
+    decoder.flush()
 
 
 def reference_stop(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
