@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from remuda.parallel import shm
 from remuda.parallel.collectives import SingleRank, Switchable, TorchDistributed
 from remuda.parallel.p2p import PipelineLink, TorchLink
 from remuda.parallel.topology import Topology
@@ -40,6 +41,15 @@ class Groups:
     link: PipelineLink | None  # None with one stage
     store: Any = None
     world_size: int = 1
+    stage: int = 0
+    timeout_s: float = 60.0
+
+    def share_memory(self, spin: bool) -> None:
+        """Continue the TP ranks' collectives over shared memory (a stage never spans hosts). Collective; the native
+        library must be loaded. `spin`: every rank has a core of its own."""
+        if self.tp.size > 1:
+            store = dist.PrefixStore(f"shared-memory{self.stage}", self.store)
+            self.tp.switch(shm.connect(store, self.tp.rank, self.tp.size, timeout_s=self.timeout_s, spin=spin))
 
     def barrier(self, name: str, timeout_s: float = 600.0) -> None:
         """Wait until every rank of the replica has called this with `name` (start-up only, it is slow)."""
@@ -85,7 +95,7 @@ def connect_groups(
                 dist.PrefixStore("pipeline", store), topology.rank, topology.world_size, rendezvous, device
             )
             link = TorchLink(group, topology, hidden_size, dtype, device)
-    return Groups(tp=Switchable(tp), link=link, store=store, world_size=topology.world_size)
+    return Groups(Switchable(tp), link, store, topology.world_size, topology.stage, rendezvous.timeout_s)
 
 
 @contextmanager
@@ -116,8 +126,9 @@ def _process_group(store: Any, rank: int, size: int, rendezvous: Rendezvous, dev
         return dist.ProcessGroupNCCL(store, rank, size, options)
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     # Bind to the address that faces the store: the host's name may resolve to an address that no other node reaches.
+    # Every pair connects now: gloo's lazy connections block until the other side takes part, and may wait in a circle.
     address = _address_facing(rendezvous.host, rendezvous.port)
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address, lazy_init=True)]
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     options._timeout = timeout
     return dist.ProcessGroupGloo(store, rank, size, options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 
@@ -46,6 +47,7 @@ class Worker:
         self.device = torch.device(config.device)
         self._progress = progress
         self.model: Model
+        self._ranks_here = len(node_ranks(node_of(topology.rank, config.parallel), config.parallel))
         self._posted: deque[int] = deque()  # steps whose hidden states have a receive waiting for them
 
     # ------------------------------------------------------------------------------------------------ start-up
@@ -60,14 +62,11 @@ class Worker:
         with torch.inference_mode():
             self.model, sizes = load_model(self.config, self.topology, self.groups.tp, self.device, report)
         self.groups.barrier("weights", self.config.startup_timeout_s)  # so that free memory is what is left to all
-        parallel = self.config.parallel
         return MemoryReport(
             rank=rank,
             weight_bytes=sizes.weight_bytes,
             checkpoint_bytes_read=sizes.checkpoint_bytes_read,
-            kv_bytes_available=kv_bytes_available(
-                self.config.cache, len(node_ranks(node_of(rank, parallel), parallel)), self.device
-            ),
+            kv_bytes_available=kv_bytes_available(self.config.cache, self._ranks_here, self.device),
             page_bytes=bytes_per_page(self.config.model, self.config.cache, self.topology),
             layers=list(self.topology.layers),
             experts=whole_experts(self.config, self.topology),
@@ -201,12 +200,17 @@ class Worker:
     # ------------------------------------------------------------------------------------------------ control
 
     def adopt_native(self) -> None:
-        """Switch to the native kernels. Every rank does so between the same two steps."""
-        if self.config.model.dtype != "bfloat16" or self.device.type != "cpu":
+        """Switch to what the native library has: kernels for bfloat16, collectives in shared memory. Every rank does so
+        between the same two steps."""
+        if self.device.type != "cpu":
             return
-        runtime.load(build(), torch.get_num_threads())
-        torch.set_num_threads(1)  # what torch still does is small, and its idle threads would spin on our cores
-        self.model.switch_to_native()
+        computes = self.config.model.dtype == "bfloat16"
+        threads = torch.get_num_threads()
+        runtime.load(build(), threads if computes else 1)
+        self.groups.share_memory(spin=self._ranks_here * threads <= len(os.sched_getaffinity(0)))
+        if computes:
+            torch.set_num_threads(1)  # what torch still does is small, and its idle threads would spin on our cores
+            self.model.switch_to_native()
 
     def close(self) -> None:
         if isinstance(self.model, SimulatedModel):
