@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ class RunningServer(threading.Thread):
     def sigterm(self) -> None:
         """What the signal does (signals reach only the main thread, which is pytest's)."""
         self._loop.call_soon_threadsafe(self.server.stop)
+
+    def wait_idle(self) -> None:
+        """Until the server knows of no open sequence."""
+        deadline = time.monotonic() + 20
+        while self.http.get("/load").json() != {"server_load": 0}:
+            assert time.monotonic() < deadline, "the server holds on to a sequence"
 
     def end(self) -> None:
         self.engine.go.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import socket
 import subprocess
 from collections.abc import Callable
@@ -230,7 +231,8 @@ def test_a_client_that_leaves_before_its_first_token(serve: Serve, stream: bool)
     server.engine.wait_for(lambda: len(server.engine.open) == 3)
     connection.close()
     server.engine.wait_for(lambda: len(server.engine.aborted) == 3)
-    assert not server.engine.open and server.http.get("/load").json() == {"server_load": 0}
+    assert not server.engine.open
+    server.wait_idle()
 
 
 def test_a_client_that_leaves_in_mid_stream(serve: Serve) -> None:
@@ -242,6 +244,27 @@ def test_a_client_that_leaves_in_mid_stream(serve: Serve) -> None:
     assert b"200 OK" in connection.recv(100)
     connection.close()
     server.engine.wait_for(lambda: len(server.engine.aborted) == 1)
+
+
+def test_many_clients_some_of_whom_leave(serve: Serve) -> None:
+    """Afterwards nothing is open, neither here nor in the engine, and whoever stayed got the whole answer."""
+    server = serve()
+
+    def client(number: int) -> bool:
+        rng = random.Random(number)
+        body = PROMPT | {"stream": rng.random() < 0.5, "n": rng.randint(1, 2), "max_tokens": rng.randint(1, 80)}
+        if rng.random() < 0.5:
+            with raw_request(server, body) as connection:
+                if rng.random() < 0.7:
+                    connection.recv(rng.randint(1, 2000))
+            return True
+        answer = httpx.post(server.url + "/v1/completions", json=body, timeout=60)
+        return answer.status_code == 200 and (not body["stream"] or answer.text.endswith("data: [DONE]\n\n"))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(client, range(100)))
+    server.engine.wait_for(lambda: not server.engine.open)
+    server.wait_idle()
 
 
 def test_a_broken_request_body(serve: Serve) -> None:
