@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,17 +49,17 @@ class Fields:
             if default is _REQUIRED:
                 raise self.refuse(key, f"is missing ({_NAMES[kind]} is needed)")
             return default
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**53:
             value = float(value)
-        if type(value) is not kind:
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):
             raise self.refuse(key, f"must be {_NAMES[kind]}, not {value!r}")
         return value
 
-    def size(self, key: str, default: Any = _REQUIRED) -> int:
-        """A positive integer."""
+    def size(self, key: str, default: Any = _REQUIRED, limit: int = 1 << 31) -> int:
+        """A positive integer of at most `limit`."""
         value = self.get(key, int, default)
-        if value is not None and not 0 < value < 2**40:
-            raise self.refuse(key, f"must be a positive integer, not {value}")
+        if value is not None and not 0 < value <= limit:
+            raise self.refuse(key, f"must be an integer from 1 to {limit}, not {value}")
         return value
 
     def ids(self, key: str) -> tuple[int, ...]:

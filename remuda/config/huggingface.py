@@ -22,6 +22,7 @@ from remuda.protocol.errors import ConfigError
 
 # Places of the image tokens relative to <|patch|> (image_token_index) in every Llama 4 vocabulary.
 _IMAGE_OFFSET, _TILE_X_OFFSET, _TILE_Y_OFFSET = -2, -8, -7
+_MAX_LAYERS, _MAX_EXPERTS = 4096, 65536  # far above any model: a broken config must not fill the memory
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -56,6 +57,9 @@ def _common(root: Fields, text: Fields, directory: Path, dtype: str) -> dict[str
         raise text.refuse("num_key_value_heads", f"({kv_heads}) must divide num_attention_heads ({heads})")
     if "head_dim" not in text and hidden % heads:
         raise text.refuse("head_dim", f"is missing, and hidden_size {hidden} is no multiple of {heads} heads")
+    head_dim = text.size("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise text.refuse("head_dim", f"must be even, not {head_dim}")
     theta, scaling = _rope(text)
     checkpoint_dtype = _checkpoint_dtype(root, text)
     return {
@@ -66,7 +70,7 @@ def _common(root: Fields, text: Fields, directory: Path, dtype: str) -> dict[str
         "hidden_size": hidden,
         "num_heads": heads,
         "num_kv_heads": kv_heads,
-        "head_dim": text.size("head_dim", hidden // heads),
+        "head_dim": head_dim,
         "vocab_size": text.size("vocab_size"),
         "max_position_embeddings": text.size("max_position_embeddings"),
         "rms_norm_eps": text.get("rms_norm_eps", float),
@@ -88,7 +92,7 @@ def _read_llama4(root: Fields, directory: Path, dtype: str) -> ModelConfig:
     expert_size = text.size("intermediate_size")
     moe = None
     if any(layer.moe for layer in layers):
-        experts, top_k = text.size("num_local_experts"), text.size("num_experts_per_tok", 1)
+        experts, top_k = text.size("num_local_experts", limit=_MAX_EXPERTS), text.size("num_experts_per_tok", 1)
         if top_k > experts:
             raise text.refuse("num_experts_per_tok", f"({top_k}) exceeds num_local_experts ({experts})")
         moe = MoEConfig(experts, top_k, intermediate_size=expert_size, shared_intermediate_size=expert_size)
@@ -110,7 +114,7 @@ def _read_llama4(root: Fields, directory: Path, dtype: str) -> ModelConfig:
 
 
 def _llama4_layers(text: Fields) -> tuple[LayerConfig, ...]:
-    count = text.size("num_hidden_layers")
+    count = text.size("num_hidden_layers", limit=_MAX_LAYERS)
     interval = text.size("no_rope_layer_interval", 4)
     # Despite its name, no_rope_layers[i] == 1 says that layer i HAS rope.
     rope = [bool(flag) for flag in text.ids("no_rope_layers")] or [(i + 1) % interval != 0 for i in range(count)]
@@ -147,7 +151,7 @@ def _read_llama(root: Fields, directory: Path, dtype: str) -> ModelConfig:
         | {
             "intermediate_size": root.size("intermediate_size"),
             "rope_interleaved": False,
-            "layers": (layer,) * root.size("num_hidden_layers"),
+            "layers": (layer,) * root.size("num_hidden_layers", limit=_MAX_LAYERS),
             "attention_chunk": None,
             "temperature_floor": 1.0,
             "temperature_scale": 0.0,
@@ -236,7 +240,7 @@ def _vision(vision: Fields, directory: Path) -> VisionConfig:
     config = VisionConfig(
         hidden_size=vision.size("hidden_size"),
         intermediate_size=vision.size("intermediate_size"),
-        num_layers=vision.size("num_hidden_layers"),
+        num_layers=vision.size("num_hidden_layers", limit=_MAX_LAYERS),
         num_heads=vision.size("num_attention_heads"),
         image_size=vision.size("image_size"),
         patch_size=vision.size("patch_size"),

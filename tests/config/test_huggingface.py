@@ -145,7 +145,11 @@ def fp8(change: Edit) -> Edit:
     ("edit", "expected"),
     [
         (text(hidden_size="512"), "text_config.hidden_size must be an integer"),
-        (text(hidden_size=-1), "must be a positive integer"),
+        (text(hidden_size=-1), "must be an integer from 1 to"),
+        (text(num_hidden_layers=10**9), "must be an integer from 1 to 4096"),
+        (text(head_dim=33), "head_dim must be even"),
+        (text(rms_norm_eps=float("nan")), "rms_norm_eps must be a number"),
+        (text(rope_theta=10**400), "rope_theta must be a number"),
         (text(rms_norm_eps=True), "rms_norm_eps must be a number"),
         (text(num_key_value_heads=3), "must divide num_attention_heads"),
         (text(hidden_act="gelu"), "hidden_act must be 'silu'"),
