@@ -51,7 +51,7 @@ class Fields:
             return default
         if kind is float and type(value) is int and abs(value) < 2**53:
             value = float(value)
-        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
             raise self.refuse(key, f"must be {_NAMES[kind]}, not {value!r}")
         return value
 
