@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class BuildContext:
     def tp_rank(self) -> int:
         return self.topology.tp_rank
 
-    @property
+    @cached_property
     def quant(self) -> QuantRule:
         return QuantRule(self.config.quant)
 

@@ -7,7 +7,6 @@ exact, and the scale multiplies the output channel.
 from __future__ import annotations
 
 import re
-from functools import cached_property
 
 from remuda.config.model import QuantConfig
 from remuda.protocol.errors import ConfigError
@@ -17,21 +16,19 @@ class QuantRule:
     """compressed-tensors' rule: every Linear is quantized but for those that `ignore` names or matches (re:...)."""
 
     def __init__(self, config: QuantConfig | None) -> None:
-        self.config = config
-
-    @cached_property
-    def _patterns(self) -> list[re.Pattern[str]]:
-        entries = self.config.ignore if self.config else ()
+        self.quantized = config is not None
+        entries = config.ignore if config else ()
+        self.names = frozenset(entry for entry in entries if not entry.startswith("re:"))
         try:
-            return [re.compile(entry[3:]) for entry in entries if entry.startswith("re:")]
+            self.patterns = [re.compile(entry[3:]) for entry in entries if entry.startswith("re:")]
         except re.error as error:
             raise ConfigError(f"config.json: quantization_config.ignore has a bad pattern: {error}") from None
 
     def covers(self, module: str) -> bool:
         """True if the checkpoint stores `module`.weight in float8 beside `module`.weight_scale."""
-        if self.config is None or module in self.config.ignore:
+        if not self.quantized or module in self.names:
             return False
-        return not any(pattern.match(module) for pattern in self._patterns)
+        return not any(pattern.match(module) for pattern in self.patterns)
 
     def covers_all(self, modules: list[str]) -> bool:
         """covers() of modules that run as one; refuses a mixture."""
