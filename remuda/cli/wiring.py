@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig
 from remuda.config.huggingface import read_model_config
+from remuda.config.kv_groups import pages_of_sequence
 from remuda.config.locate import cache_home, find_model
 from remuda.config.model import ModelConfig
 from remuda.config.resolve import resolve_engine
@@ -16,6 +18,7 @@ from remuda.planner.host import free_host_bytes
 from remuda.planner.layout import check_tensor_parallel
 from remuda.planner.memory import plan_memory
 from remuda.planner.partition import partition_layers
+from remuda.protocol.errors import ConfigError
 
 DEFAULT_MODEL = "remuda-tiny"
 _CERTAINTY = 0.9  # free memory moves while we start
@@ -43,7 +46,31 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     dtype = _DTYPES.get(options["dtype"], options["dtype"])
     model = read_model_config(directory, dtype)
     check_tensor_parallel(model, options["tensor_parallel_size"], options["enable_expert_parallel"])
-    return resolve_engine(options, model, partition_layers, kv_bytes_per_rank)
+    return resolve_engine(options, model, partition_layers, longest_sequence)
+
+
+def longest_sequence(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, step_tokens: int) -> int:
+    """Tokens, up to the model's length, of the longest sequence that the KV cache will hold; whole pages.
+
+    Raises:
+        ConfigError: not even one page's worth fits.
+    """
+    largest_page = max(stage.page_bytes for stage in plan_memory(model, parallel, cache.block_size))
+    pages = cache.num_pages_override or kv_bytes_per_rank(model, parallel, cache) // largest_page
+    size, limit = cache.block_size, model.max_position_embeddings
+
+    def needed(length: int) -> int:
+        return pages_of_sequence(model, length, step_tokens, size)
+
+    if needed(limit) < pages:  # page 0 belongs to nobody
+        return limit
+    blocks = bisect_right(range(1, limit // size + 1), pages - 1, key=lambda count: needed(count * size))
+    if not blocks:
+        raise ConfigError(
+            f"the KV cache has room for {pages} pages of {size} tokens, not enough for one sequence: raise "
+            "--kv-cache-memory-bytes or --gpu-memory-utilization"
+        )
+    return blocks * size
 
 
 def kv_bytes_per_rank(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig) -> int:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
-from remuda.config.kv_groups import page_bytes, pages_of_sequence
 from remuda.config.model import ModelConfig
 from remuda.protocol.errors import ConfigError
 
@@ -17,12 +15,13 @@ PartitionLayers = Callable[[ModelConfig, int, int], tuple[int, ...]]
 """(model, tensor_parallel_size, pipeline_parallel_size) -> layers per stage; the planner has one by costs."""
 
 
-KVBytes = Callable[[ModelConfig, ParallelConfig, CacheConfig], int]
-"""Bytes that each rank of this node can give to the KV cache, as far as can be told before the weights are in."""
+LongestSequence = Callable[[ModelConfig, ParallelConfig, CacheConfig, int], int]
+"""Tokens, up to the model's length, of the longest sequence that the KV cache will hold (as far as can be told now) when
+a step computes up to so many tokens (the last argument)."""
 
 
 def resolve_engine(
-    options: Mapping[str, Any], model: ModelConfig, partition_layers: PartitionLayers, kv_bytes: KVBytes
+    options: Mapping[str, Any], model: ModelConfig, partition_layers: PartitionLayers, longest: LongestSequence
 ) -> EngineConfig:
     """Check every combination and fill in every default that depends on the model or the machine.
 
@@ -39,7 +38,7 @@ def resolve_engine(
         num_pages_override=options["num_gpu_blocks_override"],
         enable_prefix_caching=options["enable_prefix_caching"],
     )
-    scheduler = _scheduler(options, model, parallel, cache, kv_bytes)
+    scheduler = _scheduler(options, model, parallel, cache, longest)
     return EngineConfig(
         model=model, parallel=parallel, cache=cache, scheduler=scheduler, device=_device(options),
         threads_per_rank=_threads_per_rank(options), native_kernels=options["native_kernels"],
@@ -96,11 +95,15 @@ def _layer_partition(
 
 
 def _scheduler(
-    options: Mapping[str, Any], model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, kv_bytes: KVBytes
+    options: Mapping[str, Any],
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    cache: CacheConfig,
+    longest: LongestSequence,
 ) -> SchedulerConfig:
     length = options["max_model_len"]
     if length is None:
-        length = longest_that_fits(model, parallel, cache, options["max_num_batched_tokens"], kv_bytes)
+        length = longest(model, parallel, cache, options["max_num_batched_tokens"])
     elif length > model.max_position_embeddings:
         raise ConfigError(
             f"--max-model-len {length} exceeds the model's {model.max_position_embeddings} (max_position_embeddings)"
@@ -144,35 +147,6 @@ def _threads_per_rank(options: Mapping[str, Any]) -> int:
         raise ConfigError("--threads-per-rank must not be negative")
     told = os.environ.get("OMP_NUM_THREADS", "")
     return threads or (int(told) if told.isdecimal() else 0)
-
-
-def longest_that_fits(
-    model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, step_tokens: int, kv_bytes: KVBytes
-) -> int:
-    """The model's length, or the longest that one sequence can have in the cache: a whole number of KV pages."""
-    pages = cache.num_pages_override or kv_bytes(model, parallel, cache) // _largest_page(model, parallel, cache)
-    size, limit = cache.block_size, model.max_position_embeddings
-    fits = bisect_right(
-        range(1, limit // size + 1),
-        pages - 1,
-        key=lambda blocks: pages_of_sequence(model, blocks * size, step_tokens, size),
-    )
-    if fits == limit // size:
-        return limit
-    if fits == 0:
-        raise ConfigError(
-            f"the KV cache has room for {pages} pages of {size} tokens, not enough for one sequence: raise "
-            "--kv-cache-memory-bytes or --gpu-memory-utilization"
-        )
-    return fits * size
-
-
-def _largest_page(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig) -> int:
-    first, largest = 0, 1
-    for layers in parallel.layer_partition:
-        size = page_bytes(model, first, first + layers, parallel.tensor_parallel_size, cache.block_size)
-        first, largest = first + layers, max(largest, size)
-    return largest
 
 
 def describe(config: EngineConfig) -> str:
