@@ -16,7 +16,7 @@ PartitionLayers = Callable[[ModelConfig, int, int], tuple[int, ...]]
 
 
 LongestSequence = Callable[[ModelConfig, ParallelConfig, CacheConfig, int], int]
-"""Tokens, up to the model's length, of the longest sequence that the KV cache will hold (as far as can be told now) when
+"""Tokens, up to the model's length, of the longest sequence that the KV cache will hold, as can be told now, when
 a step computes up to so many tokens (the last argument)."""
 
 
