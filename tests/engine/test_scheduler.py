@@ -132,6 +132,30 @@ def test_plans_are_made_before_tokens_are_seen() -> None:
         ranks.shutdown()
 
 
+def test_prompts_are_let_in_only_if_those_already_begun_will_fit_as_well() -> None:
+    config = engine_config(
+        tiny_model("F"), block_size=4, caching=False, max_num_batched_tokens=64, max_prefill_chunk=5
+    )  # fmt: skip
+    core, ranks = core_of(config, pages=25)  # 96 tokens
+    for name in "ab":
+        core.add(request(name, [5] * 60, max_tokens=4, ignore_eos=True))
+    while core.has_work:
+        run_step(core, {})
+    assert core.stats().preemptions == 0
+    assert [plan.slots for plan in ranks.plans if plan.new] == [[0], [0]]
+
+
+def test_prompt_logprobs_are_not_asked_for_again_after_a_preemption() -> None:
+    core, ranks = core_of(engine_config(tiny_model("F"), block_size=4, caching=False), pages=10)
+    for name in "ab":
+        core.add(request(name, [5] * 7, max_tokens=15, ignore_eos=True, prompt_logprobs=1))
+    while core.has_work:
+        run_step(core, {})
+    entries = [new for plan in ranks.plans for new in plan.new]
+    assert [new.sampling.prompt_logprobs for new in entries] == [1, 1, None]
+    assert [new.prompt_len for new in entries] == [7, 7, 7] and len(entries[2].token_ids) > 7
+
+
 # ----------------------------------------------------------------------------------------------------- pipeline cohorts
 
 
@@ -180,3 +204,17 @@ def test_with_fewer_sequences_than_stages_nobody_waits_for_an_empty_turn() -> No
     assert all(len(plan) == 1 for plan in decode_rows(4, 2))
     plans = decode_rows(4, 1)
     assert plans and all(plan == [0] for plan in plans)
+
+
+def test_one_sequence_alone_runs_ahead_by_one_token_only_so_that_a_newcomer_need_not_wait() -> None:
+    config = engine_config(stages=4)
+    ranks = FakeRanks(config, 500)
+    core = EngineCore(config, ranks)
+    core.add(request("a", [5] * 3, max_tokens=50, ignore_eos=True))
+    ranks.poll = lambda: []  # type: ignore[method-assign]  # nothing comes back
+    run_step(core, {})
+    assert [plan.slots for plan in ranks.plans] == [[0], [0]]
+    core.add(request("b", [5] * 3, max_tokens=50, ignore_eos=True))
+    run_step(core, {})
+    assert [plan.slots for plan in ranks.plans] == [[0], [0], [1], [1]]
+    ranks.shutdown()
