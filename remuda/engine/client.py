@@ -16,7 +16,7 @@ from typing import cast
 from remuda.config.engine import SchedulerConfig
 from remuda.engine.output import OutputProcessor
 from remuda.metrics.serving import SequenceTimes, ServingMetrics
-from remuda.protocol.errors import QueueFull, RemudaError, ReplicaDied
+from remuda.protocol.errors import InvalidRequest, QueueFull, RemudaError, ReplicaDied
 from remuda.protocol.request import (
     AbortRequest,
     ClientMessage,
@@ -198,18 +198,23 @@ class AsyncEngine(asyncio.Protocol):
         """Every open sequence with what it has emitted."""
         return iter(self._journal.values())
 
-    def submit(
-        self, requests: Sequence[EngineRequest], processors: Sequence[OutputProcessor], *, stream: bool
-    ) -> Generation:
-        """Start sequences. Raises QueueFull beyond the bounded queue, ReplicaDied if there is no engine."""
+    def check_room(self, sequences: int) -> None:
+        """Raise ReplicaDied if there is no engine, QueueFull if the bounded queue has no room for so many now, and
+        InvalidRequest if it never has."""
         if self.failure is not None:
             raise self.failure
         if self.ready is None:
             raise ReplicaDied("the engine is still starting")
-        if len(self._journal) + len(requests) > self._capacity:
-            raise QueueFull(
-                f"{len(self._journal)} requests are open and the queue is bounded; try again soon", retry_after_s=1
-            )
+        if sequences > self._capacity:
+            raise InvalidRequest(f"{sequences} sequences in one request: at most {self._capacity}", param="n")
+        if len(self._journal) + sequences > self._capacity:
+            raise QueueFull(f"{len(self._journal)} sequences are open and the queue is bounded; try again soon")
+
+    def submit(
+        self, requests: Sequence[EngineRequest], processors: Sequence[OutputProcessor], *, stream: bool
+    ) -> Generation:
+        """Start sequences; raises what check_room raises."""
+        self.check_room(len(requests))
         generation = Generation(self, processors, stream=stream)
         for key, (request, processor) in enumerate(zip(requests, processors, strict=True)):
             times = self.metrics.arrived(request)

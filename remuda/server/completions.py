@@ -37,7 +37,7 @@ async def completions(service: Service, exchange: Exchange) -> None:
     check_supported(request)
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise InvalidRequest("best_of is not supported: use n", param="best_of", code="unsupported")
-    prompts = [await _prompt(service, request, one) for one in _each_prompt(request.prompt)]
+    prompts = await _prompts(service, request)
     await CompletionCall(service, exchange, request, prompts, model).answer(exchange)
 
 
@@ -156,8 +156,8 @@ def _each_prompt(prompt: str | list[str | int | list[int]] | None) -> list[str |
     return prompt  # type: ignore[return-value]
 
 
-async def _prompt(service: Service, request: CompletionRequest, prompt: str | list[int]) -> Prompt:
-    if isinstance(prompt, list):
-        return Prompt(prompt)
-    ids = await service.encode(prompt, add_special_tokens=request.add_special_tokens is not False)
-    return Prompt(ids, prompt)
+async def _prompts(service: Service, request: CompletionRequest) -> list[Prompt]:
+    given = _each_prompt(request.prompt)
+    texts = [prompt for prompt in given if isinstance(prompt, str)]
+    encoded = iter(await service.encode(texts, add_special_tokens=request.add_special_tokens is not False))
+    return [Prompt(next(encoded), p) if isinstance(p, str) else Prompt(p) for p in given]

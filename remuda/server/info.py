@@ -68,7 +68,7 @@ async def tokenize(service: Service, exchange: Exchange) -> None:
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequest("give either prompt or messages", param="prompt")
     if request.prompt is not None:
-        tokens = await service.encode(request.prompt, add_special_tokens=request.add_special_tokens is not False)
+        (tokens,) = await service.encode([request.prompt], add_special_tokens=request.add_special_tokens is not False)
     else:
         tokens = (await chat_prompt(service, request)).token_ids
     names = [service.tokenizer.token_text(token) for token in tokens] if request.return_token_strs else None

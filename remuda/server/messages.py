@@ -25,7 +25,7 @@ async def chat_prompt(service: Service, request: ChatRequest | TokenizeRequest) 
         kwargs=request.chat_template_kwargs,
     )
     # The template has written BOS, so the default is to add nothing.
-    token_ids = await service.encode(text, add_special_tokens=bool(request.add_special_tokens))
+    (token_ids,) = await service.encode([text], add_special_tokens=bool(request.add_special_tokens))
     if not conversation.image_urls:
         return prompter.with_images(text, token_ids, [])
     loader = MediaLoader(service.config)

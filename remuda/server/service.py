@@ -58,15 +58,24 @@ class Service:
         """Run something slow on one of a few threads, so that other requests' tokens keep flowing."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        if len(text) <= _INLINE_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await self.off_loop(lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Token ids of every text. Raises InvalidRequest, before any work, for one that cannot fit the context."""
+        longest = self.tokenizer.longest_token
+        if longest is not None and any(len(text) > longest * self.max_model_len for text in texts):
+            raise InvalidRequest(
+                f"this model's context is {self.max_model_len} tokens; the text is far longer",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if sum(map(len, texts)) <= _INLINE_CHARS:
+            return [self.tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+        return await self.off_loop(lambda: self.tokenizer.encode_all(texts, add_special_tokens=add_special_tokens))
 
     def start(self, prompts: Sequence[Prompt], sampling: SamplingParams, request: GenerationRequest) -> Generation:
         """Hand all prompts to the engine. Sequence i of prompt p has index p * n + i."""
         if request.priority and not self._has_priorities:
             raise InvalidRequest("priority needs a server with --scheduling-policy priority", param="priority")
+        self.engine.check_room(len(prompts) * sampling.n)
         sequences: list[EngineRequest] = []
         for prompt in prompts:
             sequences += self._intake.requests(

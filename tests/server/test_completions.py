@@ -69,6 +69,15 @@ def test_many_prompts_and_n(server: RunningServer, stream: bool) -> None:
     assert texts[2] == texts[3] and texts[2].startswith("two wordstwo ")
 
 
+@pytest.mark.parametrize("words", [20, 60])
+def test_many_texts_together_too_long_for_the_event_loop(server: RunningServer, words: int) -> None:
+    prompts = [f"prompt {i} " + "word " * words for i in range(90)]
+    assert (sum(map(len, prompts)) > 16_384) == (words == 60)
+    answer = server.openai().completions.create(model="tiny", prompt=prompts, max_tokens=1, echo=True)
+    for choice, prompt in zip(answer.choices, prompts, strict=True):
+        assert choice.text.startswith(prompt)
+
+
 def test_token_id_prompts(server: RunningServer) -> None:
     client = server.openai()
     ids = ids_of("abc")

@@ -13,7 +13,7 @@ from remuda.engine.client import AsyncEngine, Generation
 from remuda.engine.intake import Intake
 from remuda.engine.output import OutputProcessor
 from remuda.metrics.serving import ServingMetrics
-from remuda.protocol.errors import QueueFull, RemudaError, ReplicaDied
+from remuda.protocol.errors import InvalidRequest, QueueFull, RemudaError, ReplicaDied
 from remuda.protocol.request import EngineFailed, EngineProgress, FinishReason, RequestOutput, StepOutputs
 from remuda.protocol.sampling import SamplingParams
 from tests.server.fake_engine import FakeEngine
@@ -125,6 +125,8 @@ def test_the_queue_is_bounded_and_opens_again() -> None:
         with pytest.raises(QueueFull):
             start(client, n=2, name="more")
         assert client.open_sequences == 3  # nothing of a refused call was started
+        with pytest.raises(InvalidRequest, match="at most 4"):
+            start(client, n=5, name="most")
         first.close()
         start(client, n=4, name="later").close()
 

@@ -47,6 +47,8 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str | None]] = [
     ({"prompt": ["x"] * 2000}, "prompt"),
     ({"prompt": {"a": 1}}, "prompt"),
     ({"prompt": "x " * 300}, "prompt"),
+    ({"prompt": "x" * 1_000_000}, "prompt"),
+    ({"prompt": ["x"] * 1000, "n": 100}, "n"),
     ({"prompt": "x", "max_tokens": 256}, "prompt"),
     ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
     ({"prompt": "x", "max_tokens": "many"}, "max_tokens"),
@@ -91,13 +93,13 @@ BAD_CHATS: list[tuple[dict[str, Any], str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "param"), BAD_COMPLETIONS, ids=lambda v: json.dumps(v)[:40])
+@pytest.mark.parametrize(("body", "param"), BAD_COMPLETIONS, ids=lambda v: json.dumps(v)[-40:])
 def test_bad_completions(server: RunningServer, body: dict[str, Any], param: str | None) -> None:
     error = error_of(server.http.post("/v1/completions", json=body))
     assert error["type"] == "invalid_request_error" and error["param"] == param
 
 
-@pytest.mark.parametrize(("body", "param"), BAD_CHATS, ids=lambda v: json.dumps(v)[:40])
+@pytest.mark.parametrize(("body", "param"), BAD_CHATS, ids=lambda v: json.dumps(v)[-40:])
 def test_bad_chats(server: RunningServer, body: dict[str, Any], param: str | None) -> None:
     if body:
         body = {"messages": [{"role": "user", "content": "x"}]} | body

@@ -79,6 +79,23 @@ def test_text_that_is_no_unicode_is_refused() -> None:
         tiny.tokenizer().encode("\ud800")
 
 
+def test_many_texts_at_once_are_the_same_as_one_by_one() -> None:
+    texts = ["one", "naïve 日本語 🎉", "", "a much longer text " * 50]
+    tokenizer = tiny.tokenizer()
+    for special in (False, True):
+        expected = [tokenizer.encode(text, add_special_tokens=special) for text in texts]
+        assert tokenizer.encode_all(texts, add_special_tokens=special) == expected
+    with pytest.raises(InvalidRequest):
+        tokenizer.encode_all(["fine", "\ud800"])
+
+
+def test_a_token_stands_for_few_characters() -> None:
+    tokenizer = tiny.tokenizer()
+    assert tokenizer.longest_token == max(len(text) for text in tiny.SPECIAL)
+    backend = json.loads(tiny.backend_json()) | {"normalizer": {"type": "Lowercase"}}
+    assert Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(backend))).longest_token is None
+
+
 def test_negative_ids_are_refused() -> None:
     with pytest.raises(InvalidRequest):
         tiny.tokenizer().decode([-1])
