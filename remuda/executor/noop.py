@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from remuda.config.engine import EngineConfig
 from remuda.engine.ports import StartReport
-from remuda.executor.sizing import pages_per_sequence
+from remuda.executor.sizing import most_useful_pages
 from remuda.protocol.step import MemoryReport, PhaseProgress, StepPlan, StepResult
 
 
@@ -23,7 +23,7 @@ class NoopExecutor:
 
     def start(self, progress: Callable[[PhaseProgress], None]) -> StartReport:
         config = self._config
-        pages = config.cache.num_pages_override or pages_per_sequence(config) * config.scheduler.max_num_seqs + 1
+        pages = config.cache.num_pages_override or most_useful_pages(config)
         ranks = range(config.parallel.world_size)
         return StartReport(pages, [MemoryReport(rank, 0, 0, 0, 1, [], []) for rank in ranks])
 

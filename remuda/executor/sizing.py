@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from remuda.config.engine import EngineConfig
-from remuda.config.kv_groups import pages_of_sequence
+from remuda.config.kv_groups import kv_groups
+from remuda.engine.kv.manager import KVCacheManager
 from remuda.parallel.topology import node_of
 from remuda.protocol.errors import ConfigError
 from remuda.protocol.step import MemoryReport
 
 
 def pages_per_sequence(config: EngineConfig) -> int:
-    """Pages that one sequence of max_model_len holds at its widest."""
-    limits = config.scheduler
-    return pages_of_sequence(config.model, limits.max_model_len, limits.max_num_batched_tokens, config.cache.block_size)
+    """Pages that one sequence of max_model_len holds at its widest: the engine's own count."""
+    accounting = KVCacheManager(kv_groups(config.model), 2, config.cache.block_size)
+    return accounting.pages_of(config.scheduler.max_model_len)
+
+
+def most_useful_pages(config: EngineConfig) -> int:
+    """Every slot at max_model_len, what one step writes on top of that, and the null page."""
+    scheduler, groups = config.scheduler, len(kv_groups(config.model))
+    step = groups * -(-scheduler.max_num_batched_tokens // config.cache.block_size)
+    return scheduler.max_num_seqs * pages_per_sequence(config) + step + 1
 
 
 def agree_on_pages(config: EngineConfig, reports: list[MemoryReport]) -> int:
@@ -22,7 +30,7 @@ def agree_on_pages(config: EngineConfig, reports: list[MemoryReport]) -> int:
         pages = config.cache.num_pages_override
     else:
         affordable = min(report.kv_bytes_available // report.page_bytes for report in reports)
-        pages = min(affordable, config.scheduler.max_num_seqs * (needed - 1) + 1)
+        pages = min(affordable, most_useful_pages(config))
     if pages < needed:
         raise ConfigError(_does_not_fit(config, reports, pages, needed))
     return pages

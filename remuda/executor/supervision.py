@@ -34,7 +34,8 @@ class Evidence:
 # What explains most comes first: a signal kills out of the blue, an error may be the echo of a lost neighbour.
 KILLED, NODE_LOST, FAILED, EXITED, ECHO, DISCONNECTED = range(6)
 _ECHOES = (
-    "connection closed by peer", "connection reset", "broken pipe", "timed out", "read error", "shared memory", "in vain"
+    "connection closed by peer", "connection reset", "broken pipe", "timed out", "read error", "shared memory",
+    "in vain",
 )  # fmt: skip
 
 

@@ -7,11 +7,11 @@ import time
 import torch
 
 from remuda.parallel.topology import Topology
+from remuda.planner.host import free_host_bytes
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import NewSequence, PageGrant, StepPlan
 from remuda.worker.inputs import build_batch, token_ids, token_rows
 from remuda.worker.kv_pool import KVPool, bytes_per_page
-from remuda.worker.memory import free_host_bytes
 from remuda.worker.state import BatchState
 from tests.worker.fakes import engine_config, model_config
 
