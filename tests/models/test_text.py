@@ -123,3 +123,13 @@ def test_bfloat16_stays_near_float32(tiny: Callable[[str], Path], expected: Call
     lead = want.topk(2, dim=-1).values
     clear = lead[:, 0] - lead[:, 1] > 0.5
     assert torch.equal(got.argmax(-1)[clear], want.argmax(-1)[clear])
+
+
+@pytest.mark.parametrize("kind", ["maverick", "scout"])
+def test_a_checkpoint_that_transformers_has_saved_again(tiny: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
+    """Same tensors under transformers 5's config keys, in float32 and one file."""
+    reference = load_reference(tiny(kind))
+    reference.save_pretrained(tmp_path)
+    want = reference_logits(reference, PROMPT).log_softmax(-1)
+    got = Replica(tmp_path, tp=2).forward([("a", PROMPT)]).log_softmax(-1)
+    assert (got - want).abs().max() < TOLERANCE
