@@ -111,7 +111,7 @@ def churn(concurrency: int, requests: int) -> float:
 
 
 def crowded_schedule(waiting: int, running: int) -> float:
-    """Milliseconds of schedule() with a long queue behind a full batch: best of 5 trials, each the median of 50 steps."""
+    """Milliseconds of schedule() with a long queue behind a full batch: best of 5 trials, each a median of 50 steps."""
     medians = []
     for _ in range(5):
         config = config_of(max_num_seqs=running, max_num_batched_tokens=max(8192, 64 * running))

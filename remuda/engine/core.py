@@ -73,10 +73,12 @@ class EngineCore:
         With `block`, wait for a result if some step is in flight.
         """
         self._launch()
-        if block and self._in_flight:
+        results = self.executor.poll()
+        if block and self._in_flight and not results:
             self._wait()
+            results = self.executor.poll()
         outputs: list[RequestOutput] = []
-        for result in self.executor.poll():
+        for result in results:
             self._apply(result, outputs)
         if not self._immediate:
             self._launch()  # before the caller spends time on the outputs

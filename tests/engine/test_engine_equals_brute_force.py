@@ -68,7 +68,7 @@ def check_outcome(req: EngineRequest, outcome: Outcome, longest: int) -> None:
         assert [e.token_ids[0] for e in found[1:] if e] == req.prompt_token_ids[1:]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     layers=st.sampled_from(["CCCF", "CCCF", "F", "C", "CF", "CCCFCCCF"]),
@@ -78,7 +78,7 @@ def check_outcome(req: EngineRequest, outcome: Outcome, longest: int) -> None:
     depth=st.integers(0, 7),
     batch_tokens=st.sampled_from([1, 3, 7, 16, 64, 1000]),
     chunk_cap=st.sampled_from([None, None, 1, 5]),
-    spare_pages=st.sampled_from([0, 3, 20, 400]),
+    spare_pages=st.sampled_from([-20, 0, 3, 20, 400]),
     caching=st.booleans(),
     policy=st.sampled_from(["fcfs", "priority"]),
     immediate=st.booleans(),
@@ -94,10 +94,12 @@ def test_random_layouts(
         steps_in_flight=depth, policy=policy,
     )  # fmt: skip
     groups = {"CCCF": 4, "F": 1, "C": 1, "CF": 2, "CCCFCCCF": 4}[layers]
-    pages = 1 + groups * -(-48 // block_size) + spare_pages  # one longest sequence fits even if nothing is released
+    # At 0 spare pages one longest sequence fits even if nothing is released; below that, only shorter ones do.
+    pages = 1 + max(3 * groups, groups * -(-48 // block_size) + spare_pages)
     ranks = FakeRanks(config, pages, rng=None if immediate else rng, immediate=immediate)
     core = EngineCore(config, ranks)
-    requests = random_requests(rng, 14, 40)
+    longest_prompt = min(40, core.scheduler.longest_sequence - 1)
+    requests = random_requests(rng, 14, longest_prompt)
     outcomes = run_to_end(core, requests)
     for req in requests:
         check_outcome(req, outcomes[req.request_id], core.scheduler.longest_sequence)

@@ -40,6 +40,7 @@ class KVCacheManager:
         self._num_groups = len(groups)
         self._full = [g for g, group in enumerate(groups) if group.chunk is None]
         self._chunked = [(g, group.chunk) for g, group in enumerate(groups) if group.chunk is not None]
+        self._chunks = sorted({chunk for _, chunk in self._chunked})
         self._hasher = BlockHasher(block_size)
 
     # ----------------------------------------------------------------------------------------------- sizes
@@ -110,7 +111,7 @@ class KVCacheManager:
 
     def crosses_chunk(self, start: int, end: int) -> bool:
         """Whether going from `start` to `end` leaves an attention chunk behind."""
-        return any(end // chunk > start // chunk for _, chunk in self._chunked)
+        return any(end // chunk > start // chunk for chunk in self._chunks)
 
     def release(self, table: PageTable) -> None:
         """Give back everything; the digest chain stays for the next admission. Later blocks are evicted first."""
@@ -124,8 +125,10 @@ class KVCacheManager:
         table.first_live = [0] * self._num_groups
 
     def _set_work_at(self, table: PageTable, end: int, capacity: int) -> None:
-        boundaries = [(end // chunk + 1) * chunk for _, chunk in self._chunked]
-        table.work_at = min(capacity + 1, *boundaries) if boundaries else capacity + 1
+        at = capacity + 1
+        for chunk in self._chunks:
+            at = min(at, (end // chunk + 1) * chunk)
+        table.work_at = at
 
     # ---------------------------------------------------------------------------------------- prefix cache
 
