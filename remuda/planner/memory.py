@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from remuda.config.engine import ParallelConfig
@@ -11,8 +10,10 @@ from remuda.config.model import ModelConfig
 from remuda.planner.layout import working_tensor_parallel_sizes
 from remuda.planner.partition import partition_layers
 from remuda.planner.weights import layer_weights, vision_weights, vocabulary_weights
+from remuda.protocol.errors import ConfigError
 
 _GIB = 1 << 30
+_MOST_RANKS = 128  # that a suggestion may ask for
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,33 @@ def memory_table(stages: list[StageMemory]) -> str:
     )
 
 
+def check_weights_fit(model: ModelConfig, parallel: ParallelConfig, bytes_per_rank: int, block_size: int = 16) -> None:
+    """Raise ConfigError with the table of what needs what, and layouts that would fit, if the weights alone do not."""
+    stages = plan_memory(model, parallel, block_size)
+    largest = max(stage.weight_bytes for stage in stages)
+    if largest <= bytes_per_rank:
+        return
+    fitting = layouts_that_fit(model, bytes_per_rank, _MOST_RANKS, parallel.enable_expert_parallel)
+    layouts = ", ".join(f"{tp} x {pp}" for tp, pp in fitting) or f"none on up to {_MOST_RANKS} ranks"
+    raise ConfigError(
+        f"the weights need {_gib(largest)} GiB on a rank that has {_gib(bytes_per_rank)} GiB:\n{memory_table(stages)}\n"
+        f"Sizes (tensor x pipeline parallel) that would fit ranks of this memory: {layouts}"
+    )
+
+
 def _gib(count: int) -> str:
     return f"{count / _GIB:.3f}" if count else "-"
 
 
 def layouts_that_fit(
     model: ModelConfig, bytes_per_rank: int, max_ranks: int, expert_parallel: bool = False
-) -> Iterator[tuple[int, int]]:
-    """(TP, PP) sizes whose weights take at most 0.9 of a rank's memory; fewest ranks first."""
-    sizes = [
-        (tp, pp)
-        for tp in working_tensor_parallel_sizes(model, expert_parallel)
-        for pp in range(1, model.num_layers + 1)
-    ]
-    for tp, pp in sorted(sizes, key=lambda size: (size[0] * size[1], size[1])):
-        if tp * pp > max_ranks:
-            return
-        parallel = ParallelConfig(tp, pp, expert_parallel, layer_partition=partition_layers(model, tp, pp))
-        if max(stage.weight_bytes for stage in plan_memory(model, parallel, block_size=16)) <= 0.9 * bytes_per_rank:
-            yield tp, pp
+) -> list[tuple[int, int]]:
+    """(TP, PP) sizes whose weights take at most 0.9 of a rank's memory: fewest stages of each TP, fewest ranks first."""
+    found = []
+    for tp in working_tensor_parallel_sizes(model, expert_parallel):
+        for pp in range(1, min(model.num_layers, max_ranks // tp) + 1):
+            parallel = ParallelConfig(tp, pp, expert_parallel, layer_partition=partition_layers(model, tp, pp))
+            if max(stage.weight_bytes for stage in plan_memory(model, parallel, 16)) <= 0.9 * bytes_per_rank:
+                found.append((tp, pp))
+                break
+    return sorted(found, key=lambda size: (size[0] * size[1], size[1]))

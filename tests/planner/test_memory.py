@@ -6,7 +6,8 @@ from remuda.config.engine import ParallelConfig
 from remuda.models.registry import build_model
 from remuda.parallel.collectives import SingleRank
 from remuda.parallel.topology import topology_of
-from remuda.planner.memory import layouts_that_fit, memory_table, plan_memory
+from remuda.planner.memory import check_weights_fit, layouts_that_fit, memory_table, plan_memory
+from remuda.protocol.errors import ConfigError
 from tests.planner.models import llama4
 
 LAYOUTS = [(1, (48,), False), (8, (25, 23), False), (8, (10, 20, 18), True), (4, (48,), True), (2, (1, 46, 1), False)]
@@ -29,14 +30,23 @@ def test_maverick_needs_about_fifty_gigabytes_a_rank_on_sixteen() -> None:
     assert "routed experts" in table and "stage 1 (layers 25-47)" in table
 
 
-def test_layouts_that_fit_are_found_smallest_first() -> None:
-    model = llama4()
-    fitting = list(layouts_that_fit(model, 80 << 30, max_ranks=16))
-    assert (8, 2) in fitting and (8, 1) not in fitting
-    ranks = [tp * pp for tp, pp in fitting]
-    assert ranks == sorted(ranks) and ranks[-1] <= 16
+def test_the_fewest_stages_of_each_tensor_parallel_size() -> None:
+    assert layouts_that_fit(llama4(), 80 << 30, max_ranks=16) == [(4, 3), (2, 6), (1, 12), (8, 2)]
+    assert layouts_that_fit(llama4(), 80 << 30, max_ranks=12) == [(4, 3), (2, 6), (1, 12)]
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_table_and_a_way_out() -> None:
+    parallel = ParallelConfig(8, 1, layer_partition=(48,))
+    check_weights_fit(llama4(), parallel, 100 << 30)
+    with pytest.raises(ConfigError) as caught:
+        check_weights_fit(llama4(), parallel, 80 << 30)
+    message = caught.value.message
+    assert "need 94.949 GiB" in message and "routed experts" in message
+    assert "that would fit ranks of this memory: 4 x 3, 2 x 6, 1 x 12, 8 x 2" in message
+    with pytest.raises(ConfigError, match="none on up to 128 ranks"):
+        check_weights_fit(llama4(), parallel, 1 << 20)
 
 
 def test_one_layer_models_fit_one_rank() -> None:
     small = llama4(num_layers=4, hidden_size=64, vocab_size=512, vision=None, moe=None, moe_step=99)
-    assert next(layouts_that_fit(small, 1 << 30, max_ranks=8)) == (1, 1)
+    assert layouts_that_fit(small, 1 << 30, max_ranks=1) == [(1, 1)]
