@@ -98,7 +98,7 @@ def _gib(count: int) -> str:
 def layouts_that_fit(
     model: ModelConfig, bytes_per_rank: int, max_ranks: int, expert_parallel: bool = False
 ) -> list[tuple[int, int]]:
-    """(TP, PP) sizes whose weights fill at most 0.9 of a rank's memory: fewest stages of each TP, fewest ranks first."""
+    """(TP, PP) sizes whose weights fill at most 0.9 of a rank's memory: fewest stages per TP, fewest ranks first."""
     found = []
     for tp in working_tensor_parallel_sizes(model, expert_parallel):
         for pp in range(1, min(model.num_layers, max_ranks // tp) + 1):
