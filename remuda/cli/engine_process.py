@@ -13,6 +13,9 @@ import msgspec
 
 from remuda.config.engine import EngineConfig
 
+STOP_LIMIT_S = 10.0  # for the ranks to end in order
+START_STOP_LIMIT_S = 1.0  # during start-up there is nothing to lose, and it may wait for something slow
+
 
 class EngineProcess:
     """A child that runs the engine and its ranks. `sock` is this side of the channel to it.
@@ -28,6 +31,7 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE, process_group=0
             )  # fmt: skip
+        self.ready = False  # set when start-up is complete
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
             pipe.write(msgspec.msgpack.encode(config))
@@ -44,11 +48,11 @@ class EngineProcess:
             return "it closed its connection"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
-    def stop(self, timeout_s: float) -> None:
-        """Wait for it to end (it has been told to, or its channel is closed); kill what is left after `timeout_s`."""
+    def stop(self) -> None:
+        """Wait for it to end (it has been told to, or its channel is closed); kill its process group if it does not."""
         self.sock.close()
         try:
-            self._process.wait(timeout=timeout_s)
+            self._process.wait(STOP_LIMIT_S if self.ready else START_STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -26,7 +26,7 @@ from remuda.server.listen import listen
 if TYPE_CHECKING:
     from remuda.engine.client import AsyncEngine
 
-STOP_LIMIT_S = 10.0  # for the ranks to end after the engine was told
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -51,6 +51,7 @@ def _serve(options: dict[str, Any], config: EngineConfig) -> int:
     server = _server_config(options)
     printer = StartupPrinter(config.parallel.world_size)
     setproctitle("remuda: http")
+    _exit_on_signals()
     with listen(server) as sock:
         printer.line(f"remuda {__version__}: {config.model.path}\n  {describe(config)}")
         engine = EngineProcess(config, options["distributed_executor_backend"])
@@ -59,7 +60,7 @@ def _serve(options: dict[str, Any], config: EngineConfig) -> int:
 
             return uvloop.run(_answer(options, config, server, sock, engine, printer))
         finally:
-            engine.stop(STOP_LIMIT_S)
+            engine.stop()
 
 
 async def _answer(
@@ -80,7 +81,8 @@ async def _answer(
     await engine.connect(process.sock)
     try:
         tokenizer = Tokenizer.from_dir(options["tokenizer"] or config.model.path)
-        if await _ready(engine, printer):
+        process.ready = await _ready(engine, printer)
+        if process.ready:
             await serve_http(
                 server, config, engine, tokenizer, sock=sock, on_serving=lambda url: _invite(url, config, server)
             )
@@ -89,11 +91,21 @@ async def _answer(
         engine.shutdown()
 
 
+def _exit_on_signals() -> None:
+    """Before there is anything to drain: leave through every `finally`, with status 0."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(0)
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
+
+
 async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
     """Wait for the engine; False if a signal came first. Raises ReplicaDied with the reason if it cannot start."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         loop.add_signal_handler(number, stopped.set)
     start, stop = asyncio.create_task(engine.wait_ready()), asyncio.create_task(stopped.wait())
     try:
@@ -104,8 +116,9 @@ async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
     finally:
         start.cancel()
         stop.cancel()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             loop.remove_signal_handler(number)
+        _exit_on_signals()  # until the HTTP server has handlers of its own
     printer.finish(ready.report)
     return True
 

@@ -1,0 +1,69 @@
+"""Signals at awkward moments: nothing hangs, nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server import alive, descendants, free_port, serve, wait_until
+
+LAYOUT = ["--pipeline-parallel-size", "2", "--max-model-len", "2048", "--native-kernels", "off"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["remuda: engine", "remuda: launcher", "remuda: rank 1"])
+def test_a_signal_during_start_up_ends_everything(
+    tmp_path: Path, tiny_maverick: Path, number: signal.Signals, moment: str
+) -> None:
+    command = [sys.executable, "-m", "remuda", "serve", str(tiny_maverick), "--port", str(free_port()), *LAYOUT]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    wait_until(lambda: any(moment in title for title in descendants(server.pid).values()), 60, moment)
+    family = set(descendants(server.pid))
+    server.send_signal(number)
+    assert server.wait(20) == 0, (tmp_path / "log").read_text()
+    wait_until(lambda: not any(map(alive, family)), 5, "processes left behind")
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_when_the_http_process_is_killed_the_rest_goes_too(tmp_path: Path, tiny_maverick: Path) -> None:
+    with serve(tmp_path / "log", str(tiny_maverick), *LAYOUT) as server:
+        family = set(descendants(server.process.pid))
+        os.kill(server.process.pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, family)), 5, "processes left behind")
+        server.process.wait()
+
+
+def test_sigterm_lets_open_requests_finish_and_refuses_new_ones(tmp_path: Path, tiny_maverick: Path) -> None:
+    with serve(tmp_path / "log", str(tiny_maverick), *LAYOUT, "--served-model-name", "tiny") as server:
+        body = {"prompt": "Hello", "max_tokens": 300, "ignore_eos": True, "stream": True}
+        request = urllib.request.Request(
+            f"{server.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        lines: list[bytes] = []
+        begun = threading.Event()
+
+        def read() -> None:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                for line in response:
+                    lines.append(line)
+                    begun.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert begun.wait(30)
+        server.process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        assert server.process.wait(60) == 0
+        reader.join(10)
+        assert time.monotonic() - started < 30, "drained by the time limit, not by the end of the request"
+        assert lines[-2].strip() == b"data: [DONE]" or lines[-1].strip() == b"data: [DONE]"
