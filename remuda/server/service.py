@@ -22,6 +22,7 @@ from remuda.text.prompt import Prompt, Prompter
 from remuda.text.tokenizer import Tokenizer
 
 _INLINE_CHARS = 16_384  # longer texts are tokenized off the event loop
+_MAX_IMAGE_BYTES = 512 << 20  # of one request, as the engine receives them: every sequence brings its own
 T = TypeVar("T")
 
 
@@ -76,6 +77,8 @@ class Service:
         if request.priority and not self._has_priorities:
             raise InvalidRequest("priority needs a server with --scheduling-policy priority", param="priority")
         self.engine.check_room(len(prompts) * sampling.n)
+        if sampling.n * sum(len(image.tiles) for prompt in prompts for image in prompt.images) > _MAX_IMAGE_BYTES:
+            raise InvalidRequest("n copies of these images are too much: ask for fewer at a time", param="n")
         sequences: list[EngineRequest] = []
         for prompt in prompts:
             sequences += self._intake.requests(
