@@ -135,6 +135,14 @@ static void find_block(const attention_job *job, const unit *u, int64_t first, i
     block->stride = job->d;
 }
 
+/* Ask for a block's rows: pages lie scattered, and no hardware guesses where the next one is. */
+static void fetch_rows(const key_block *block, const bf16 *const rows[SUBTILES], int64_t d) {
+    for (int64_t i = 0; i < block->subtiles; i++) {
+        const char *first = (const char *)rows[i], *last = (const char *)(rows[i] + min_i64(TILE, block->keys - i * TILE) * d);
+        for (; first < last; first += 64) _mm_prefetch(first, _MM_HINT_T0);
+    }
+}
+
 /* ---------------------------------------------------------------- scores and softmax */
 
 /* scores[key][lane] of a block, by AMX: keys x head_dim times head_dim x lanes. */
@@ -287,10 +295,17 @@ static void decode_unit(const attention_job *job, const unit *u) {
     load_lanes(job, u, 0, &lanes);
     softmax_state state = {_mm512_set1_ps(-INFINITY), _mm512_setzero_ps()};
     memset(sums, 0, count * job->padded_d * sizeof(float));
-    for (int64_t first = u->first_key; first < u->last_key; first += BLOCK_KEYS) {
-        key_block block;
-        find_block(job, u, first, u->last_key, &block);
+    key_block block, next;
+    find_block(job, u, u->first_key, u->last_key, &block);
+    if (!job->gathered) fetch_rows(&block, block.k, job->d);
+    for (int64_t first = u->first_key; first < u->last_key; first += BLOCK_KEYS, block = next) {
+        if (!job->gathered) fetch_rows(&block, block.v, job->d);
         const __m512 factor = attend_block(job, &lanes, &block, first, &state, weights);
+        const bool more = first + BLOCK_KEYS < u->last_key;
+        if (more && !job->gathered) {
+            find_block(job, u, first + BLOCK_KEYS, u->last_key, &next);
+            fetch_rows(&next, next.k, job->d);
+        }
         if (first > u->first_key && _mm512_cmp_ps_mask(factor, _mm512_set1_ps(1.0f), _CMP_NEQ_OQ)) {
             _mm512_store_ps(shrink, factor);
             for (int64_t l = 0; l < count; l++) {
@@ -298,6 +313,7 @@ static void decode_unit(const attention_job *job, const unit *u) {
             }
         }
         add_block(job, &block, weights, count, sums);
+        if (more && job->gathered) find_block(job, u, first + BLOCK_KEYS, u->last_key, &next); /* reuses the copy's memory */
     }
     if (part) {
         _mm512_storeu_ps(part, state.maximum);

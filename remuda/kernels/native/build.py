@@ -21,7 +21,7 @@ from remuda.protocol.errors import ConfigError
 _SOURCES = Path(__file__).parent
 _CPU_FLAGS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16")
 _OPTIONS = (
-    "-std=gnu11", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-mtune=sapphirerapids", "-fno-math-errno",
+    "-std=gnu11", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-mprfchw", "-mtune=sapphirerapids", "-fno-math-errno",
     "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra",
 )  # fmt: skip
 _LIBRARIES = ("-lpthread", "-lm")

@@ -72,20 +72,19 @@ EXPORT void remuda_pack(bf16 *target, const bf16 *source, int64_t n, int64_t k, 
 
 /* ---------------------------------------------------------------- y = x W^T */
 
-#define TASK_BYTES (128 << 10) /* weight bytes of a task where memory sets the pace */
-#define TASK_ROWS 256          /* rows and panels of a task where arithmetic does: operands of 1,024 inputs fit L2 */
-#define TASK_PANELS 8
+#define TASK_BYTES (256 << 10) /* weight bytes of a task where memory sets the pace */
+#define TASK_PANELS 8          /* of a task where arithmetic does: see rows_per_task */
 
 typedef struct {
     const packed_weight *w;
     row_view x;
-    int64_t m, rows, row_chunks, panels;
+    int64_t m, rows, panels, column_chunks;
     output_view out;
 } product_job;
 
 static void product_task(void *context, int64_t task) {
     const product_job *job = context;
-    const int64_t row = task % job->row_chunks * job->rows, first = task / job->row_chunks * job->panels;
+    const int64_t row = task / job->column_chunks * job->rows, first = task % job->column_chunks * job->panels;
     row_view x = job->x;
     x.data += row / TILE * x.tile_rows_step;
     output_view out = job->out;
@@ -96,18 +95,19 @@ static void product_task(void *context, int64_t task) {
 static void run_product(const packed_weight *w, row_view x, int64_t m, output_view out) {
     product_job job = {.w = w, .x = x, .m = m, .out = out};
     const int64_t threads = pool_threads();
+    int64_t row_chunks = 1;
+    job.rows = m;
     if (m <= 64) { /* each weight is read once: a few long streams */
-        job.rows = m;
-        job.panels = max_i64(1, min_i64(TASK_BYTES / (panel_size(w) * 2), w->panels / (threads * 3)));
+        job.panels = threads == 1 ? w->panels : max_i64(1, min_i64(TASK_BYTES / panel_size(w), w->panels / (threads * 3)));
     } else {
-        job.rows = TASK_ROWS;
+        job.rows = rows_per_task(w->k_tiles);
         job.panels = TASK_PANELS;
         while (job.panels > 2 && ceil_div(m, job.rows) * ceil_div(w->panels, job.panels) < threads * 4) job.panels /= 2;
-        while (job.rows > 64 && ceil_div(m, job.rows) * ceil_div(w->panels, job.panels) < threads * 4) job.rows /= 2;
+        while (job.rows > 64 && ceil_div(m, job.rows) * ceil_div(w->panels, job.panels) < threads * 4) job.rows = job.rows / 64 * 32;
+        row_chunks = ceil_div(m, job.rows);
     }
-    if (threads == 1 && m <= 64) job.panels = w->panels;
-    job.row_chunks = ceil_div(m, job.rows);
-    run_tasks(product_task, &job, job.row_chunks * ceil_div(w->panels, job.panels));
+    job.column_chunks = ceil_div(w->panels, job.panels);
+    run_tasks(product_task, &job, row_chunks * job.column_chunks);
 }
 
 typedef struct {

@@ -4,8 +4,7 @@
 
 #include <math.h>
 
-#define TASK_BYTES (128 << 10)
-#define TASK_ROWS 256
+#define TASK_BYTES (256 << 10)
 #define TASK_PANELS 8
 
 /* ---------------------------------------------------------------- routing */
@@ -126,14 +125,15 @@ static void down_columns_task(void *context, int64_t task) {
 }
 
 static int64_t cut_runs(const experts_job *job, const packed_weight *w, bool few_rows) {
-    const int64_t streamed = max_i64(1, min_i64(TASK_BYTES / (panel_size(w) * 2), ceil_div(w->panels * job->count, pool_threads() * 3)));
+    const int64_t streamed = max_i64(1, min_i64(TASK_BYTES / panel_size(w), ceil_div(w->panels * job->count, pool_threads() * 3)));
     const int64_t panels = few_rows ? streamed : TASK_PANELS;
+    const int64_t rows = rows_per_task(w->k_tiles);
     piece *next = job->pieces;
     for (int64_t i = 0; i < job->count; i++) {
         const run *r = job->runs + i;
-        for (int64_t row = 0; row < r->rows; row += TASK_ROWS) {
+        for (int64_t row = 0; row < r->rows; row += rows) {
             for (int64_t p = 0; p < w->panels; p += panels) {
-                *next++ = (piece){r, row, min_i64(TASK_ROWS, r->rows - row), p, min_i64(w->panels, p + panels)};
+                *next++ = (piece){r, row, min_i64(rows, r->rows - row), p, min_i64(w->panels, p + panels)};
             }
         }
     }
@@ -146,7 +146,7 @@ EXPORT void remuda_experts(const packed_weight *gate_up, const packed_weight *do
                            const int64_t *expert, const float *weight, int64_t tokens, int64_t top_k, bf16 *y, int64_t y_step,
                            int32_t add) {
     const int64_t choices = tokens * top_k, most_runs = min_i64(choices, experts);
-    const int64_t most_pieces = (choices / TASK_ROWS + most_runs) * max_i64(gate_up->panels, down->panels);
+    const int64_t most_pieces = (choices / min_i64(rows_per_task(gate_up->k_tiles), rows_per_task(down->k_tiles)) + most_runs) * max_i64(gate_up->panels, down->panels);
     if (!add) {
         for (int64_t t = 0; t < tokens; t++) memset(y + t * y_step, 0, down->n * sizeof(bf16));
     }

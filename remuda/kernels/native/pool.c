@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <linux/futex.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -159,8 +160,15 @@ void *scratch(enum scratch_slot slot, size_t bytes) {
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
 
-/* Ask the kernel for the use of AMX tiles (threads made later inherit it). Returns 0, or an errno. */
-EXPORT int remuda_init(void) { return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 ? 0 : errno; }
+/* Ask the kernel for the use of AMX tiles (threads made later inherit it). Returns 0, or an errno.
+ *
+ * A long prompt's activations are tens of megabytes that every layer frees and allocates again: the C library shall keep them
+ * instead of returning them to the kernel, whose page faults would cost as much as some kernels. */
+EXPORT int remuda_init(void) {
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 256 << 20);
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 ? 0 : errno;
+}
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];
