@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from remuda.protocol.errors import RemudaError
 
@@ -19,14 +18,15 @@ START_LIMIT_S = 600.0
 
 
 @contextmanager
-def serving(arguments: Sequence[str], log: Path | None = None) -> Iterator[str]:
-    """Yields the base URL once the server is ready; start-up goes to `log`, else to standard error."""
+def serving(arguments: Sequence[str]) -> Iterator[str]:
+    """Yields the base URL once the server is ready; its start-up is shown on standard error."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "remuda", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    out = log.open("w") if log else sys.stderr
-    server = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+    command += ["--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(command, stdin=quiet, stdout=quiet, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_healthy(url, server)
@@ -38,8 +38,6 @@ def serving(arguments: Sequence[str], log: Path | None = None) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-        if log:
-            out.close()
 
 
 def _wait_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
