@@ -114,6 +114,13 @@ def test_two_choices_per_token(tmp_path: Path) -> None:
         assert (got - want).abs().max() < TOLERANCE
 
 
+def test_experts_that_the_ranks_do_not_divide(tmp_path: Path) -> None:
+    make_tiny("scout", tmp_path, text={"num_local_experts": 6, "num_hidden_layers": 2})
+    want = reference_logits(load_reference(tmp_path), PROMPT).log_softmax(-1)
+    got = Replica(tmp_path, tp=4, ep=True).forward([("a", PROMPT)]).log_softmax(-1)
+    assert (got - want).abs().max() < TOLERANCE
+
+
 def test_bfloat16_stays_near_float32(tiny: Callable[[str], Path], expected: Callable[[str], torch.Tensor]) -> None:
     want = expected("maverick")
     got = in_pieces(Replica(tiny("maverick"), dtype="bfloat16", tp=2), "a", [50, 60, 29, 1])
