@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from tqdm import tqdm
 
 from remuda.cli.wiring import engine_config, make_executor
-from remuda.config.arguments import ENGINE_FLAGS
+from remuda.config.arguments import OFFLINE_FLAGS
 from remuda.config.parser import options_from_keywords
 from remuda.engine.core import EngineCore
 from remuda.engine.intake import Intake
@@ -89,14 +90,14 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, *, chat_template: str | None = None, **engine_options: Any) -> None:
-        options = options_from_keywords(ENGINE_FLAGS, engine_options)
+        options = options_from_keywords(OFFLINE_FLAGS, engine_options)
         world_size = options["tensor_parallel_size"] * options["pipeline_parallel_size"]
         if world_size == 1 and "distributed_executor_backend" not in engine_options:
             options["distributed_executor_backend"] = "inproc"
         self.config = engine_config(options | {"model": model})
         self.tokenizer = Tokenizer.from_dir(options["tokenizer"] or self.config.model.path)
         self._prompter = Prompter(self.config.model, self.tokenizer, chat_template)
-        self._names = itertools.count()
+        self._numbers = itertools.count()
         self._core = EngineCore(self.config, make_executor(self.config, options["distributed_executor_backend"]))
         self._intake = Intake(self.config.model, self.tokenizer, self.config.scheduler.max_model_len)
 
@@ -160,7 +161,10 @@ class LLM:
         requests = []
         owner: dict[str, tuple[_Job, OutputProcessor]] = {}
         for (text, ids, images), sampling, rank in zip(rows, params, priority or [0] * len(rows), strict=True):
-            job = _Job(str(next(self._names)), text, ids)
+            number = next(self._numbers)
+            job = _Job(str(number), text, ids)
+            if sampling.seed is None:
+                sampling = msgspec.structs.replace(sampling, seed=self.config.seed + number)
             jobs.append(job)
             for index, request in enumerate(
                 self._intake.requests(job.request_id, ids, sampling, images=images, priority=rank)

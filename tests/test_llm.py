@@ -42,6 +42,18 @@ def test_every_form_of_a_prompt_is_the_same_prompt(llm: LLM) -> None:
     assert llm.generate(ids, GREEDY, use_tqdm=False)[0].prompt_token_ids == ids
 
 
+def test_prompts_without_a_seed_follow_the_seed_of_the_model(tiny_maverick: Path) -> None:
+    def answers(seed: int) -> list[list[int]]:
+        with LLM(str(tiny_maverick), max_model_len=64, seed=seed, native_kernels="off") as made:
+            params = SamplingParams(temperature=2.0, max_tokens=6, ignore_eos=True)
+            return [r.outputs[0].token_ids for r in made.generate(["same", "same"], params, use_tqdm=False)]
+
+    first = answers(1)
+    assert first == answers(1)
+    assert first[0] != first[1]
+    assert answers(2)[0] == first[1]
+
+
 def test_several_answers_with_logprobs(llm: LLM) -> None:
     params = SamplingParams(n=3, temperature=1.0, seed=7, max_tokens=5, ignore_eos=True, logprobs=2, prompt_logprobs=1)
     (result,) = llm.generate("Some words of a prompt", params, use_tqdm=False)

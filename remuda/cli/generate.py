@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from remuda.config.arguments import ENGINE_FLAGS, Flag, FlagGroup, count
+from remuda.config.arguments import OFFLINE_FLAGS, Flag, FlagGroup, count
 from remuda.config.parser import FlagParser
 from remuda.protocol.errors import ConfigError
 
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     parser = FlagParser(
         "remuda generate",
         "Complete prompts with a local model.",
-        (GENERATE, SAMPLING, *ENGINE_FLAGS),
+        (GENERATE, SAMPLING, *OFFLINE_FLAGS),
         operand="[MODEL]",
     )
     parser.add_argument("model", nargs="?", help="checkpoint directory (default: the embedded model)")
@@ -61,11 +61,10 @@ def answer(options: dict[str, Any], prompts: list[str]) -> list[Any]:
     from remuda.llm import LLM
     from remuda.protocol.sampling import SamplingParams
 
-    engine = {flag.key: options[flag.key] for group in ENGINE_FLAGS for flag in group.flags}
+    engine = {flag.key: options[flag.key] for group in OFFLINE_FLAGS for flag in group.flags}
     params = SamplingParams(
         max_tokens=options["max_tokens"], temperature=options["temperature"], top_p=options["top_p"],
         top_k=options["top_k"], n=options["n"], stop=options["stop"] or [], ignore_eos=options["ignore_eos"],
-        seed=options["seed"],
     )  # fmt: skip
     with LLM(options["model"], chat_template=options["chat_template"], **engine) as llm:
         if options["chat"]:

@@ -95,7 +95,6 @@ ENGINE_FLAGS = (
             Flag("max-model-len", "longest prompt + answer; auto: the model's, or what the cache holds",
                  model_len, metavar="TOKENS"),
             Flag("load-format", "how weights are stored", default="auto", choices=("auto", "safetensors")),
-            Flag("seed", "seed of requests that bring none, in the Python API and `remuda generate`", int, 0),
         ),
     ),
     FlagGroup(
@@ -157,6 +156,12 @@ ENGINE_FLAGS = (
         ),
     ),
 )  # fmt: skip
+
+OFFLINE_FLAGS = (
+    *ENGINE_FLAGS,
+    FlagGroup("offline", (Flag("seed", "prompt i without a seed of its own gets this + i", int, 0),)),
+)
+"""Of the Python API and the commands that run a model themselves."""
 
 SERVER_FLAGS = (
     FlagGroup(
@@ -227,6 +232,7 @@ UNSUPPORTED = {
     "kv-transfer-config": "moving KV between replicas is not implemented",
     "disable-hybrid-kv-cache-manager": "the hybrid cache is the only one",
     "enable-sleep-mode": "sleep mode is not implemented",
+    "seed": "a request without a seed gets a fresh one; send one to repeat an answer",
     "headless": "nodes other than 0 never answer HTTP: use --node-rank",
     "api-server-count": "one HTTP process serves",
     "middleware": "code is not loaded by name",

@@ -42,7 +42,7 @@ def resolve_engine(
     return EngineConfig(
         model=model, parallel=parallel, cache=cache, scheduler=scheduler, device=_device(options),
         threads_per_rank=_threads_per_rank(options), native_kernels=options["native_kernels"],
-        seed=options["seed"], startup_timeout_s=options["startup_timeout"],
+        seed=options.get("seed", 0), startup_timeout_s=options["startup_timeout"],
     )  # fmt: skip
 
 

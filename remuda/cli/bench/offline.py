@@ -10,7 +10,7 @@ from typing import Any
 
 from remuda.cli.bench.datasets import from_file, random_ids
 from remuda.cli.bench.metrics import percentile
-from remuda.config.arguments import ENGINE_FLAGS, Flag, FlagGroup, count
+from remuda.config.arguments import OFFLINE_FLAGS, Flag, FlagGroup, count
 from remuda.config.parser import FlagParser
 
 RESULT = FlagGroup(
@@ -60,12 +60,12 @@ def _run(
     load: FlagGroup,
     measure: Callable[[Any, dict[str, Any]], dict[str, Any]],
 ) -> int:
-    parser = FlagParser(f"remuda bench {kind}", about, (load, RESULT, *ENGINE_FLAGS), operand="[MODEL]")
+    parser = FlagParser(f"remuda bench {kind}", about, (load, RESULT, *OFFLINE_FLAGS), operand="[MODEL]")
     parser.add_argument("model", nargs="?", help="checkpoint directory (default: the embedded model)")
     options = parser.read(argv)
     from remuda.llm import LLM
 
-    engine = {flag.key: options[flag.key] for group in ENGINE_FLAGS for flag in group.flags}
+    engine = {flag.key: options[flag.key] for group in OFFLINE_FLAGS for flag in group.flags}
     with LLM(options["model"], **engine) as llm:
         figures = measure(llm, options)
     if options["json"]:
