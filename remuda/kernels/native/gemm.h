@@ -52,12 +52,12 @@ void pack_rows(bf16 *tiles, const bf16 *x, int64_t leading, const int32_t *index
 /* Bytes of one panel of a packed weight: 32 columns. */
 ALWAYS_INLINE int64_t panel_size(const packed_weight *w) { return (int64_t)w->k_tiles * 2 * TILE_SIZE * sizeof(bf16); }
 
-#define K_BLOCK 64 /* k tiles (2,048 values) that a block of sums runs over before it waits in memory */
+#define K_BLOCK 8 /* k tiles (256 values) per pass: a panel of the weight then stays in the first-level cache */
 
 /* Rows that one core takes at a time: they stay in its second-level cache (1 of 2 MiB) while the weight streams past. The
  * third level is not much faster than memory, so that this, not the arithmetic, decides how fast a long batch runs. */
 ALWAYS_INLINE int64_t rows_per_task(int64_t k_tiles) {
-    return min_i64(512, (1 << 20) / (min_i64(k_tiles, K_BLOCK) * TILE_K * (int64_t)sizeof(bf16)) / 32 * 32);
+    return min_i64(512, (1 << 20) / (min_i64(k_tiles, 64) * TILE_K * (int64_t)sizeof(bf16)) / 32 * 32);
 }
 
 #endif
