@@ -16,6 +16,7 @@ import os
 import random
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
@@ -23,6 +24,7 @@ from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
 from remuda.engine.core import EngineCore
 from remuda.engine.garbage import PacedGarbageCollector
 from remuda.engine.process import run_engine
+from remuda.engine.scheduler import ScheduledStep
 from remuda.executor.noop import NoopExecutor
 from remuda.protocol.request import EngineReady, EngineRequest, Shutdown, StepOutputs
 from remuda.protocol.sampling import SamplingParams
@@ -110,28 +112,33 @@ def churn(concurrency: int, requests: int) -> float:
     return requests / (time.process_time() - began)
 
 
-def crowded_schedule(waiting: int, running: int) -> float:
-    """Milliseconds of schedule() with a long queue behind a full batch: best of 5 trials, each a median of 50 steps."""
-    medians = []
+def crowded_schedule(waiting: int, running: int) -> tuple[float, float]:
+    """Milliseconds of schedule() with a long queue behind a full batch: the median, and the worst of 64 steps.
+
+    In every 16th step all sequences need pages. The best of 5 trials counts.
+    """
+    trials = []
     for _ in range(5):
         config = config_of(max_num_seqs=running, max_num_batched_tokens=max(8192, 64 * running))
-        executor = NoopExecutor(config)
-        core = EngineCore(config, executor)
+        core = EngineCore(config, NoopExecutor(config))
         for number in range(running + waiting):
             core.add(make_request(number, [3 + number % 1000] * 32, 200))
         core.step()
         assert (core.stats().running, core.stats().waiting) == (running, waiting)
         durations_s = []
-        for _ in range(50):
-            core.step()
+        schedule = core.scheduler.schedule
+
+        def timed(schedule: Callable[[], ScheduledStep | None] = schedule, into: list[float] = durations_s):  # type: ignore[no-untyped-def]
             start = time.process_time()
-            scheduled = core.scheduler.schedule()
-            durations_s.append(time.process_time() - start)
-            assert scheduled is not None
-            core._in_flight.append(scheduled)
-            executor.submit(scheduled.plan)
-        medians.append(quantile(durations_s, 0.5))
-    return min(medians) * 1e3
+            scheduled = schedule()
+            into.append(time.process_time() - start)
+            return scheduled
+
+        core.scheduler.schedule = timed  # type: ignore[method-assign]
+        while len(durations_s) < 64:
+            core.step()
+        trials.append((quantile(durations_s, 0.5) * 1e3, max(durations_s) * 1e3))
+    return min(median for median, _ in trials), min(worst for _, worst in trials)
 
 
 def process_cpu_per_token(running: int, outputs: int) -> float:
@@ -177,9 +184,10 @@ def measure(quick: bool) -> list[Row]:
         rows.append(Row(f"{name}: tokens", rate, "/s", ">= 150,000", rate >= 150_000))
         rows.append(Row(f"{name}: step p50", median_ms, "ms", "", True))
         rows.append(Row(f"{name}: step p99", p99_ms, "ms", "<= 2", p99_ms <= 2))
-    small, large = crowded_schedule(1024, 256), crowded_schedule(4096, 1024)
+    (small, _), (large, worst) = crowded_schedule(1024, 256), crowded_schedule(4096, 1024)
     rows.append(Row("schedule(), 1,024 waiting, 256 running", small, "ms", "", True))
     rows.append(Row("schedule(), 4,096 waiting, 1,024 running", large, "ms", "<= 3", large <= 3))
+    rows.append(Row("  its worst step (all need pages)", worst, "ms", "<= 3", worst <= 3))
     rows.append(Row("  growth for 4 x the requests", large / small, "x", "linear: <= 6", large <= 6 * small))
     rows.append(Row("short chats, common prefix, 64 at once", churn(64, 200 if quick else 2000), "/s", "", True))
     cpu_us = process_cpu_per_token(32, 200 if quick else 2000)

@@ -43,8 +43,9 @@ def run_engine(config: EngineConfig, executor_factory: Callable[[], Executor], c
     try:
         executor = executor_factory()
         core = EngineCore(config, executor, lambda progress: channel.send(_progress(progress)))
+        garbage = PacedGarbageCollector()  # for good: this process does nothing else afterwards
         channel.send(_ready(config, core))
-        _serve(core, channel)
+        _serve(core, channel, garbage)
     except WireError:
         pass  # the client is gone, and with it everyone who waits for an answer
     except RemudaError as error:
@@ -61,9 +62,8 @@ def run_engine(config: EngineConfig, executor_factory: Callable[[], Executor], c
         channel.close()
 
 
-def _serve(core: EngineCore, channel: Channel) -> None:
+def _serve(core: EngineCore, channel: Channel, garbage: PacedGarbageCollector) -> None:
     """The loop: read what the client sent, run a step, send what it brought. Sleeps when there is nothing to do."""
-    garbage = PacedGarbageCollector()  # for good: this process does nothing else afterwards
     client = channel.fileno()
     poller = select.epoll()
     for descriptor in (client, *core.executor.filenos()):

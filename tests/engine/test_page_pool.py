@@ -24,10 +24,11 @@ def test_random_operations_keep_every_invariant(seed: int, num_pages: int) -> No
             ["take", "drop", "cache", "share", "reset"] if rng.random() < 0.02 else ["take", "drop", "cache", "share"]
         ):
             case "take" if pool.available:
-                page = pool.take()
-                assert page not in held and page != 0
-                content.pop(page, None)
-                held.append(page)
+                pages = pool.take(rng.randint(1, pool.available))
+                assert not set(pages) & {0, *held} and len(set(pages)) == len(pages)
+                for page in pages:
+                    content.pop(page, None)
+                held += pages
             case "drop" if held:
                 pool.drop(held.pop(rng.randrange(len(held))))
             case "cache" if held:
@@ -51,29 +52,29 @@ def test_random_operations_keep_every_invariant(seed: int, num_pages: int) -> No
 
 def test_the_page_freed_longest_ago_is_evicted_first() -> None:
     pool = PagePool(4, 1)
-    pages = [pool.take() for _ in range(3)]
+    pages = pool.take(3)
     for name, page in zip(b"abc", pages, strict=True):
         pool.cache(page, 0, bytes([name]))
     for page in (pages[1], pages[0], pages[2]):
         pool.drop(page)
     pool.share(pages[1])  # used again: now the youngest
     pool.drop(pages[1])
-    assert [pool.take() for _ in range(3)] == [pages[0], pages[2], pages[1]]
+    assert pool.take(3) == [pages[0], pages[2], pages[1]]
     assert pool.find(0, b"a") is None
 
 
 def test_empty_pages_go_before_cached_ones() -> None:
     pool = PagePool(3, 1)
-    kept, plain = pool.take(), pool.take()
+    kept, plain = pool.take(2)
     pool.cache(kept, 0, b"k")
     pool.drop(kept)
     pool.drop(plain)
-    assert pool.take() == plain and pool.find(0, b"k") == kept
+    assert pool.take(1) == [plain] and pool.find(0, b"k") == kept
 
 
 def test_giving_back_twice_is_a_bug_that_shows() -> None:
     pool = PagePool(3, 1)
-    page = pool.take()
+    [page] = pool.take(1)
     pool.drop(page)
     with pytest.raises(AssertionError, match="twice"):
         pool.drop(page)

@@ -82,7 +82,7 @@ def lose_blocks(manager: KVCacheManager, chain: list[bytes], group: int, blocks:
     kept = [page for (g, block), page in found.items() if page is not None and (g != group or block >= blocks)]
     for page in kept:
         pool.share(page)
-    taken = [pool.take() for _ in range(pool.available)]
+    taken = pool.take(pool.available)
     for page in kept + taken:
         pool.drop(page)
 

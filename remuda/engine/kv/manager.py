@@ -91,10 +91,10 @@ class KVCacheManager:
         self._set_work_at(table, end, (table.blocks + max(count, 0)) * self.block_size)
         if count <= 0:
             return None
-        take = self.pool.take
-        granted = [[take() for _ in range(count)] for _ in range(self._num_groups)]
+        taken = self.pool.take(count * self._num_groups)
+        granted = [taken[at : at + count] for at in range(0, len(taken), count)]
         for pages, new in zip(table.pages, granted, strict=True):
-            pages.extend(new)
+            pages += new
         table.blocks += count
         return granted
 

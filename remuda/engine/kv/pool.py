@@ -19,7 +19,7 @@ class PagePool:
     def __init__(self, num_pages: int, num_groups: int) -> None:
         self.num_pages = num_pages
         self._references = [0] * num_pages
-        self._empty = list(range(num_pages - 1, NULL_PAGE, -1))  # popped from the end: page 1 first
+        self._empty = list(range(num_pages - 1, NULL_PAGE, -1))  # taken from the end: low pages first
         self._evictable: OrderedDict[int, None] = OrderedDict()  # free and cached, oldest first
         self._page_of: list[dict[bytes, int]] = [{} for _ in range(num_groups)]  # per KV group: block digest -> page
         self._block_of: list[tuple[int, bytes] | None] = [None] * num_pages  # page -> (group, digest)
@@ -34,15 +34,19 @@ class PagePool:
         """Pages held by sequences."""
         return self.num_pages - 1 - self.available
 
-    def take(self) -> int:
-        """Hand out a free page with one reference. The caller has checked `available`."""
-        if self._empty:
-            page = self._empty.pop()
-        else:
+    def take(self, count: int) -> list[int]:
+        """Hand out free pages with one reference each. The caller has checked `available`."""
+        empty, references = self._empty, self._references
+        kept = max(0, len(empty) - count)
+        pages = empty[kept:]
+        del empty[kept:]
+        while len(pages) < count:
             page, _ = self._evictable.popitem(last=False)
             self._forget(page)
-        self._references[page] = 1
-        return page
+            pages.append(page)
+        for page in pages:
+            references[page] = 1
+        return pages
 
     def share(self, page: int) -> None:
         """Add a reference to a cached page, held or free."""
