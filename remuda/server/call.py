@@ -14,8 +14,8 @@ from remuda.engine.output import OutputProcessor
 from remuda.protocol.sampling import SamplingParams
 from remuda.server.http import Exchange
 from remuda.server.logprobs import TokenNames
-from remuda.server.protocol import GenerationRequest, Usage
-from remuda.server.service import Service, usage
+from remuda.server.protocol import GenerationRequest, PromptTokensDetails, Usage
+from remuda.server.service import Service
 from remuda.server.stream import ChunkFormat, stream_events, to_json
 from remuda.text.prompt import Prompt
 
@@ -58,6 +58,14 @@ class Call(ABC, Generic[R]):
     def chunk(self, chunks: ChunkFormat, processor: OutputProcessor, usage: Usage | None) -> bytes:
         """The next piece of one sequence (possibly nothing)."""
 
+    def usage(self, generation: Generation) -> Usage:
+        """Tokens so far. Prompt tokens count once per prompt, however many sequences it has."""
+        processors = generation.processors
+        prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
+        completion_tokens = sum(len(processor.token_ids) for processor in processors)
+        cached = sum(processors[p * self.n].cached_tokens for p in range(len(self.prompts)))
+        return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, PromptTokensDetails(cached))
+
     async def answer(self, exchange: Exchange) -> None:
         """Run it. A client that disconnects aborts it."""
         generation = self.service.start(self.prompts, self.sampling(), self.request)
@@ -73,18 +81,16 @@ class Call(ABC, Generic[R]):
         await exchange.respond(to_json(self.response(generation)))
 
     async def _stream(self, exchange: Exchange, generation: Generation) -> None:
-        processors = generation.processors
         chunks = ChunkFormat(
             object_=self.chunk_object, id_=self.id, created=self.created, model=self.model, chat=self.is_chat
         )
 
-        def counted() -> Usage:
-            return usage(self.prompts, processors)
-
         await stream_events(
             exchange,
             generation,
-            first=self.first_chunk(chunks, len(processors)),
-            render=lambda processor: self.chunk(chunks, processor, counted() if self._running_usage else None),
-            last=lambda: chunks.usage(counted()) if self._final_usage else b"",
+            first=self.first_chunk(chunks, len(generation.processors)),
+            render=lambda processor: self.chunk(
+                chunks, processor, self.usage(generation) if self._running_usage else None
+            ),
+            last=lambda: chunks.usage(self.usage(generation)) if self._final_usage else b"",
         )

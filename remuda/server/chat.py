@@ -22,7 +22,7 @@ from remuda.server.protocol import (
     check_supported,
 )
 from remuda.server.sampling import sampling_params
-from remuda.server.service import Service, usage
+from remuda.server.service import Service
 from remuda.server.stream import ChunkFormat
 
 _decoder = msgspec.json.Decoder(ChatRequest)
@@ -54,7 +54,7 @@ class ChatCall(Call[ChatRequest]):
             created=self.created,
             model=self.model,
             choices=[self._choice(processor) for processor in generation.processors],
-            usage=usage(self.prompts, generation.processors),
+            usage=self.usage(generation),
         )
         if self.request.prompt_logprobs is not None:
             entries = generation.processors[0].prompt_logprobs or []

@@ -23,7 +23,7 @@ from remuda.server.protocol import (
     check_supported,
 )
 from remuda.server.sampling import sampling_params
-from remuda.server.service import Service, usage
+from remuda.server.service import Service
 from remuda.server.stream import ChunkFormat
 from remuda.text.prompt import Prompt
 
@@ -69,17 +69,19 @@ class CompletionCall(Call[CompletionRequest]):
         return sampling
 
     def response(self, generation: Generation) -> CompletionResponse:
-        processors = generation.processors
-        counted = usage(self.prompts, processors)
-        if self.prompt_only:
-            counted.completion_tokens, counted.total_tokens = 0, counted.prompt_tokens
         return CompletionResponse(
             id=self.id,
             created=self.created,
             model=self.model,
-            choices=[self._choice(processor) for processor in processors],
-            usage=counted,
+            choices=[self._choice(processor) for processor in generation.processors],
+            usage=self.usage(generation),
         )
+
+    def usage(self, generation: Generation) -> Usage:
+        counted = super().usage(generation)
+        if self.prompt_only:
+            counted.completion_tokens, counted.total_tokens = 0, counted.prompt_tokens
+        return counted
 
     def first_chunk(self, chunks: ChunkFormat, sequences: int) -> bytes:
         return b""

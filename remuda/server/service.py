@@ -16,7 +16,7 @@ from remuda.protocol.errors import InvalidRequest, NotFound
 from remuda.protocol.request import EngineRequest
 from remuda.protocol.sampling import SamplingParams
 from remuda.server.config import ServerConfig
-from remuda.server.protocol import GenerationRequest, PromptTokensDetails, Usage
+from remuda.server.protocol import GenerationRequest
 from remuda.server.sampling import model_defaults
 from remuda.text.prompt import Prompt, Prompter
 from remuda.text.tokenizer import Tokenizer
@@ -91,12 +91,3 @@ class Service:
             )
         processors = [OutputProcessor(self.tokenizer, s.sampling, index=i) for i, s in enumerate(sequences)]
         return self.engine.submit(sequences, processors, stream=bool(request.stream))
-
-
-def usage(prompts: Sequence[Prompt], processors: Sequence[OutputProcessor]) -> Usage:
-    """Prompt tokens count once per prompt, however many sequences it has."""
-    prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-    completion_tokens = sum(len(processor.token_ids) for processor in processors)
-    n = len(processors) // len(prompts)
-    cached = sum(processors[p * n].cached_tokens for p in range(len(prompts)))
-    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, PromptTokensDetails(cached))

@@ -123,6 +123,10 @@ def test_scoring_a_prompt_generates_nothing(server: RunningServer) -> None:
     assert answer.choices[0].text == "abc"
     assert answer.choices[0].logprobs and len(answer.choices[0].logprobs.tokens or []) == 1 + len(ids_of("abc"))
     assert answer.usage and answer.usage.completion_tokens == 0
+    body = {"prompt": "abc", "max_tokens": 0, "echo": True, "stream_options": {"include_usage": True}}
+    *chunks, counted = events(server, "/v1/completions", body)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "abc"
+    assert counted["usage"]["completion_tokens"] == 0
 
 
 def test_prompt_logprobs(server: RunningServer) -> None:
