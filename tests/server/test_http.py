@@ -6,7 +6,6 @@ import contextlib
 import json
 import random
 import socket
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -409,11 +408,7 @@ def test_a_unix_socket_replaces_a_stale_one(tmp_path: Path) -> None:
 def test_tls(serve: Serve, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--ssl-certfile"):
         serve(ssl_certfile=str(tmp_path / "none"))
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "1",
-         "-subj", "/CN=localhost"], check=True, capture_output=True,
-    )  # fmt: skip
-    server = serve(ssl_keyfile=str(key), ssl_certfile=str(cert))
+    pem = str(Path(__file__).with_name("localhost.pem"))  # made for this test: a key and its own certificate
+    server = serve(ssl_keyfile=pem, ssl_certfile=pem)
     answer = httpx.get(f"https://127.0.0.1:{server.port}/health", verify=False)
     assert answer.status_code == 200
