@@ -87,6 +87,7 @@ class Launcher:
                         self._welcome.store_port,
                         config.parallel.distributed_timeout_s,
                         self._store_fd if rank == 0 else None,
+                        len(node_ranks(self._node, config.parallel)),
                     )
                     code = RankProcess(config, RankPlace(rank, self._node, self._engine, rendezvous)).run()
                 finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -17,7 +18,7 @@ from remuda import __version__
 from remuda.config.engine import EngineConfig
 from remuda.executor.address import Address
 from remuda.executor.threads import threads_of_a_rank
-from remuda.parallel.groups import Groups, Rendezvous, connect_groups
+from remuda.parallel.groups import Groups, MeshError, Rendezvous, connect_groups
 from remuda.parallel.topology import Topology, topology_of
 from remuda.protocol.errors import RemudaError
 from remuda.protocol.step import (
@@ -36,6 +37,7 @@ from remuda.worker.worker import Worker
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
+_STOP_TOGETHER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,13 @@ class RankProcess:
         try:
             worker = self._start()
             self._serve(worker)
+            with contextlib.suppress(MeshError):  # a neighbour may still wait for what is on its way from us
+                worker.groups.part(_STOP_TOGETHER_S)
+            worker.close()
         except WireError:  # the engine is gone; so must we be
             return 3
         except Exception as error:
             return self._report(error)
-        worker.close()
         return 0
 
     def _greet(self) -> None:

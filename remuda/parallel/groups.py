@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from remuda.parallel import shm
+from remuda.parallel import shm, sockets
 from remuda.parallel.collectives import SingleRank, Switchable, TorchDistributed
 from remuda.parallel.p2p import PipelineLink, TorchLink
 from remuda.parallel.topology import Topology
@@ -31,6 +31,7 @@ class Rendezvous:
     port: int
     timeout_s: float = 60.0
     listen_fd: int | None = None  # rank 0: a listening socket, bound by the parent so that the port is known early
+    ranks_per_node: int = 1 << 30  # ranks are dealt to nodes in order
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Groups:
     link: PipelineLink | None  # None with one stage
     store: Any = None
     world_size: int = 1
+    rank: int = 0
     stage: int = 0
     timeout_s: float = 60.0
 
@@ -52,13 +54,25 @@ class Groups:
             self.tp.switch(shm.connect(store, self.tp.rank, self.tp.size, timeout_s=self.timeout_s, spin=spin))
 
     def barrier(self, name: str, timeout_s: float = 600.0) -> None:
-        """Wait until every rank of the replica has called this with `name` (start-up only, it is slow)."""
+        """Wait until every rank of the replica has called this with `name` (it is slow: for start and end)."""
+        self._count_in(name, timeout_s, wait=True)
+
+    def part(self, timeout_s: float) -> None:
+        """Before the end: nobody leaves while a neighbour waits for something of his, and who serves the store is last.
+
+        Raises MeshError if not everybody came in time.
+        """
+        self.barrier("part", timeout_s)
+        self._count_in("parted", timeout_s, wait=self.rank == 0)
+
+    def _count_in(self, name: str, timeout_s: float, wait: bool) -> None:
         if self.store is None:
             return
-        if self.store.add(f"barrier/{name}", 1) == self.world_size:
-            self.store.set(f"barrier/{name}/done", b"1")
         try:
-            self.store.wait([f"barrier/{name}/done"], timedelta(seconds=timeout_s))
+            if self.store.add(f"barrier/{name}", 1) == self.world_size:
+                self.store.set(f"barrier/{name}/done", b"1")
+            if wait:
+                self.store.wait([f"barrier/{name}/done"], timedelta(seconds=timeout_s))
         except RuntimeError as error:
             raise MeshError(f"not every rank reached {name!r} within {timeout_s:.0f} s") from error
 
@@ -90,19 +104,31 @@ def connect_groups(
             tp = TorchDistributed(group, topology.tp_rank, topology.tp_size)
     link: PipelineLink | None = None
     if topology.pp_size > 1:
-        with _named("the pipeline group", rendezvous):
-            group = _process_group(
-                dist.PrefixStore("pipeline", store), topology.rank, topology.world_size, rendezvous, device
-            )
-            link = TorchLink(group, topology, hidden_size, dtype, device)
-    return Groups(Switchable(tp), link, store, topology.world_size, topology.stage, rendezvous.timeout_s)
+        with _named("the pipeline", rendezvous):
+            link = _link(store, topology, rendezvous, hidden_size, dtype, device)
+    return Groups(Switchable(tp), link, store, topology.world_size, topology.rank, topology.stage, rendezvous.timeout_s)
+
+
+def _link(
+    store: Any,
+    topology: Topology,
+    rendezvous: Rendezvous,
+    hidden_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PipelineLink:
+    if device.type == "cpu":
+        address = _address_facing(rendezvous.host, rendezvous.port)
+        return sockets.connect(store, topology, address, rendezvous.ranks_per_node, hidden_size, dtype)
+    group = _process_group(dist.PrefixStore("pipeline", store), topology.rank, topology.world_size, rendezvous, device)
+    return TorchLink(group, topology, hidden_size, dtype, device)
 
 
 @contextmanager
 def _named(what: str, rendezvous: Rendezvous) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise MeshError(
             f"could not connect {what} through {rendezvous.host}:{rendezvous.port} within {rendezvous.timeout_s:.0f} s "
             f"({str(error).splitlines()[0]}). Check that the nodes reach each other on all ports"

@@ -6,20 +6,23 @@ import multiprocessing
 import socket
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from remuda.config.engine import ParallelConfig
 from remuda.parallel.collectives import SingleRank
 from remuda.parallel.groups import Groups, MeshError, Rendezvous, connect_groups
+from remuda.parallel.p2p import TorchLink
 from remuda.parallel.topology import Topology, topology_of
 
 CPU = torch.device("cpu")
 
 
-def in_processes(tp: int, pp: int, body: Callable[[Groups, Topology], Any]) -> list[Any]:
+def in_processes(tp: int, pp: int, body: Callable[[Groups, Topology], Any], ranks_per_node: int = 64) -> list[Any]:
     """Run `body` on every rank of the layout, each a fork of this process; its results in rank order."""
     parallel = ParallelConfig(tp, pp, layer_partition=(1,) * pp)
     context = multiprocessing.get_context("fork")
@@ -31,10 +34,10 @@ def in_processes(tp: int, pp: int, body: Callable[[Groups, Topology], Any]) -> l
             try:
                 topology = topology_of(number, parallel)
                 fd = store.fileno() if number == 0 else None
-                meet = Rendezvous("127.0.0.1", store.getsockname()[1], 20.0, fd)
+                meet = Rendezvous("127.0.0.1", store.getsockname()[1], 20.0, fd, ranks_per_node)
                 groups = connect_groups(topology, meet, 3, torch.float32, CPU)
                 result = body(groups, topology)
-                groups.barrier("done", 20)
+                groups.part(20)
                 results.put((number, result, ""))
             except BaseException:
                 results.put((number, None, traceback.format_exc()))
@@ -111,6 +114,62 @@ def test_hidden_states_go_forward_and_tokens_back(tp: int, pp: int) -> None:
             assert found == [[0], [0, 1], [0, 1, 2]]
         else:
             assert found == [10.0 * step + tp_rank + stage - 1 for step in range(3)]
+
+
+def with_torch_link(groups: Groups, topology: Topology) -> list[Any]:
+    """The same over torch's point-to-point operations, which GPUs use."""
+    group = dist.ProcessGroupGloo(
+        dist.PrefixStore("p2p", groups.store), topology.rank, topology.world_size, timedelta(seconds=20)
+    )
+    groups.link = TorchLink(group, topology, 3, torch.float32, CPU)
+    return first_stage_meets(groups, topology)
+
+
+def test_torch_link_does_the_same() -> None:
+    first, second = in_processes(1, 2, with_torch_link)
+    assert first == [[0], [0, 1], [0, 1, 2]] and second == [0.0, 10.0, 20.0]
+
+
+def far_ahead(groups: Groups, topology: Topology) -> list[Any]:
+    """Far more than the sockets hold, sent before the other side reads anything."""
+    link = groups.link
+    assert link is not None
+    steps, size = 20, 50_000
+    if topology.is_first_stage:
+        for step in range(steps):
+            link.send_hidden(torch.full((size, 3), float(step)), step)
+        groups.barrier("all sent", 20)
+        groups.barrier("all read", 20)
+        return []
+    groups.barrier("all sent", 20)
+    found = []
+    for step in range(steps):
+        link.post_hidden(size, step)
+        x_TH = link.receive_hidden(step)
+        found.append((float(x_TH.min()), float(x_TH.max())))
+    groups.barrier("all read", 20)
+    return found
+
+
+@pytest.mark.parametrize("ranks_per_node", [1, 2], ids=["tcp", "unix"])
+def test_sends_never_wait_for_the_receiver(ranks_per_node: int) -> None:
+    _, found = in_processes(1, 2, far_ahead, ranks_per_node)
+    assert found == [(float(step), float(step)) for step in range(20)]
+
+
+def neighbour_leaves(groups: Groups, topology: Topology) -> list[Any]:
+    assert groups.link is not None
+    if topology.is_first_stage:
+        groups.link.close()
+    else:
+        groups.link.post_hidden(1, 0)
+        with pytest.raises(RuntimeError, match="connection closed by peer"):
+            groups.link.receive_hidden(0)
+    return []
+
+
+def test_a_neighbour_that_is_gone_is_an_error() -> None:
+    in_processes(1, 2, neighbour_leaves)
 
 
 def test_a_missing_rank_is_named_in_time() -> None:

@@ -1,0 +1,198 @@
+"""A PipelineLink over plain sockets, for stages that compute on CPUs: unix sockets on one host, TCP between hosts.
+
+A hop costs one wake-up: the computing thread reads and writes the socket itself, and the kernel's buffers play the
+posted receives. What a buffer does not take at once is left to a thread, so that a send never waits for the next stage.
+T tokens, H hidden size, S sampling rows.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+import torch
+
+from remuda.parallel.topology import Topology
+
+_TOKEN_BYTES = 16
+
+
+class PeerGone(RuntimeError):
+    """The neighbour closed its end: it died, or the replica is stopping."""
+
+    def __init__(self) -> None:
+        super().__init__("connection closed by peer in the pipeline")
+
+
+class _Outbox:
+    """The sending end of one connection: in order, never blocking the caller."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._left_behind: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._pending = 0  # sends that the thread has not finished; only while it is 0 may the caller write itself
+        self._thread: threading.Thread | None = None
+        self._lost = False
+
+    def send(self, x: torch.Tensor) -> None:
+        """`x` must not be written afterwards."""
+        if self._lost:
+            raise PeerGone
+        data = _bytes_of(x)
+        if not self._pending:
+            try:
+                sent = self._sock.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                raise PeerGone from error
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._pending += 1
+        self._left_behind.put(data)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._send_rest, name="pipeline sender", daemon=True)
+            self._thread.start()
+
+    def _send_rest(self) -> None:
+        while (data := self._left_behind.get()) is not None:
+            try:
+                self._sock.sendall(data)
+            except OSError:
+                self._lost = True
+                return
+            self._pending -= 1
+
+    def close(self) -> None:
+        self._left_behind.put(None)
+        self._sock.close()
+
+
+class SocketLink:
+    """See PipelineLink (`p2p.py`). `connect` builds it."""
+
+    def __init__(
+        self, inbound: socket.socket, outbound: list[socket.socket], hidden_size: int, dtype: torch.dtype
+    ) -> None:
+        self._inbound = inbound
+        self._outboxes = [_Outbox(sock) for sock in outbound]
+        self._hidden_size = hidden_size
+        self._dtype = dtype
+        self._posted: deque[tuple[int, int]] = deque()  # (step, count), oldest first
+
+    def post_hidden(self, tokens: int, step: int) -> None:
+        self._posted.append((step, tokens))
+
+    def receive_hidden(self, step: int) -> torch.Tensor:
+        return self._receive(torch.empty(self._next(step), self._hidden_size, dtype=self._dtype))
+
+    def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
+        self._outboxes[0].send(x_TH.contiguous())
+
+    def post_tokens(self, count: int, step: int) -> None:
+        self._posted.append((step, count))
+
+    def receive_tokens(self, step: int) -> torch.Tensor:
+        return self._receive(torch.empty(self._next(step), dtype=torch.int64))
+
+    def send_tokens(self, tokens_S: torch.Tensor, step: int) -> None:
+        for outbox in self._outboxes:
+            outbox.send(tokens_S)
+
+    def close(self) -> None:
+        self._inbound.close()
+        for outbox in self._outboxes:
+            outbox.close()
+
+    def _next(self, step: int) -> int:
+        posted_step, count = self._posted.popleft()
+        assert posted_step == step, f"receives are taken in order: {posted_step} was posted before {step}"
+        return count
+
+    def _receive(self, x: torch.Tensor) -> torch.Tensor:
+        view = _bytes_of(x)
+        while view:
+            try:
+                count = self._inbound.recv_into(view, len(view), socket.MSG_WAITALL)
+            except OSError as error:
+                raise PeerGone from error
+            if not count:
+                raise PeerGone
+            view = view[count:]
+        return x
+
+
+def _bytes_of(x: torch.Tensor) -> memoryview:
+    return memoryview(x.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def connect(
+    store: Any, topology: Topology, address: str, ranks_per_node: int, hidden_size: int, dtype: torch.dtype
+) -> SocketLink:
+    """Meet the neighbours through `store`. `address`: this host's, as other nodes reach it. Collective.
+
+    Every rank has one inbound connection: from the stage before, or, on the first stage, from the driver.
+    """
+    last, tp = topology.pp_size - 1, topology.tp_size
+    driver = topology.stage_ranks(last)[0]
+    source = driver if topology.is_first_stage else topology.rank - tp
+    if topology.is_driver:
+        targets = list(topology.stage_ranks(0))
+    else:
+        targets = [] if topology.is_last_stage else [topology.rank + tp]
+    local = topology.rank // ranks_per_node == source // ranks_per_node
+    secret = secrets.token_bytes(_TOKEN_BYTES)
+    with _listen(local, address) as listener:
+        store.set(f"link/{topology.rank}", secret + _name_of(listener))
+        outbound = [_join(store.get(f"link/{target}")) for target in targets]
+        inbound = _admit(listener, secret)
+    return SocketLink(inbound, outbound, hidden_size, dtype)
+
+
+def _listen(local: bool, address: str) -> socket.socket:
+    if not local:
+        return socket.create_server((address, 0))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"\0remuda-{secrets.token_hex(8)}")  # abstract: leaves nothing in the file system
+    listener.listen()
+    return listener
+
+
+def _name_of(listener: socket.socket) -> bytes:
+    if listener.family == socket.AF_UNIX:
+        return bytes(listener.getsockname())
+    host, port = listener.getsockname()[:2]
+    return f"{host} {port}".encode()
+
+
+def _join(published: bytes) -> socket.socket:
+    secret, name = published[:_TOKEN_BYTES], published[_TOKEN_BYTES:]
+    if name.startswith(b"\0"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(name)
+    else:
+        host, port = name.decode().split()
+        sock = socket.create_connection((host, int(port)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.sendall(secret)
+    return sock
+
+
+def _admit(listener: socket.socket, secret: bytes) -> socket.socket:
+    """The one connection that knows our secret; others are turned away."""
+    while True:
+        sock, _ = listener.accept()
+        sock.settimeout(5.0)
+        try:
+            known = secrets.compare_digest(sock.recv(_TOKEN_BYTES, socket.MSG_WAITALL), secret)
+        except OSError:
+            known = False
+        if known:
+            sock.settimeout(None)
+            return sock
+        sock.close()
