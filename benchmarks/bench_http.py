@@ -32,7 +32,8 @@ from remuda.metrics.serving import ServingMetrics
 from remuda.protocol.request import AbortRequest, EngineReady, EngineRequest, FinishReason, RequestOutput, StepOutputs
 from remuda.protocol.wire import WireError, engine_side_of_client
 from remuda.server.config import ServerConfig
-from remuda.server.serve import listen, serve_http
+from remuda.server.listen import listen
+from remuda.server.serve import serve_http
 from remuda.text.tokenizer import Tokenizer
 
 MAX_MODEL_LEN = 4096
