@@ -165,11 +165,13 @@ class Scheduler:
                 return
             if seq.slot >= 0:  # else preempted while this plan was built
                 self._prefill_row(draft, seq)
+        promised = sum(self._missing_pages(seq) for seq in self._prefilling)
         while draft.tokens > 0 and draft.share >= 1 and self._free_slots and not draft.preempted:
             head = self.waiting.head()
-            if head is None or head.unseen or not self._admit(head):
+            if head is None or head.unseen or not self._admit(head, promised):
                 return  # an unseen token of a preempted sequence is on its way: strict order, so everyone waits for it
             self._prefill_row(draft, head, new=True)
+            promised += self._missing_pages(head)
 
     def _prefill_row(self, draft: _Draft, seq: Sequence, new: bool = False) -> None:
         start = seq.computed
@@ -217,12 +219,14 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------ coming and going
 
-    def _admit(self, seq: Sequence) -> bool:
-        """Give the head of the queue a slot and its cached prefix, if the rest of its tokens will fit as well."""
+    def _admit(self, seq: Sequence, promised: int) -> bool:
+        """Give the head of the queue a slot and its cached prefix, if the rest of its tokens will fit as well.
+
+        `promised` pages are free but wanted by prompts already begun.
+        """
         request, first_time = seq.request, not seq.started and seq.known == seq.prompt_len
         if seq.prompt_logprobs is None:  # logits of cached positions are not computed again
             seq.computed = self.kv.match(seq.table, seq.token_ids, request.images, request.cache_salt)
-        promised = sum(self._missing_pages(other) for other in self._prefilling)
         if self.running and self._missing_pages(seq) + promised > self.kv.pool.available:
             self.kv.release(seq.table)
             seq.computed = 0
