@@ -39,21 +39,29 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("model", nargs="?", help="checkpoint directory, or a repository in the Hugging Face cache")
     options = parser.read(argv)
     config = engine_config(options)
-    if config.parallel.node_rank > 0:
-        from remuda.executor.nodes import run_node
-
-        run_node(config)
-        return 0
-    return _serve(options, config)
-
-
-def _serve(options: dict[str, Any], config: EngineConfig) -> int:
-    server = _server_config(options)
     printer = StartupPrinter(config.parallel.world_size)
+    printer.line(f"remuda {__version__}: {config.model.path}\n  {describe(config)}")
+    if config.parallel.node_rank > 0:
+        return _join(config, printer)
+    return _serve(options, config, printer)
+
+
+def _join(config: EngineConfig, printer: StartupPrinter) -> int:
+    """Be a node that answers no HTTP: run its ranks until node 0 ends."""
+    from remuda.executor.nodes import run_node
+
+    parallel = config.parallel
+    printer.line(f"  node {parallel.node_rank}: joining {parallel.master_addr}:{parallel.master_port}")
+    run_node(config)
+    printer.line(f"  node {parallel.node_rank}: the engine on node 0 has ended")
+    return 0
+
+
+def _serve(options: dict[str, Any], config: EngineConfig, printer: StartupPrinter) -> int:
+    server = _server_config(options)
     setproctitle("remuda: http")
     _exit_on_signals()
     with listen(server) as sock:
-        printer.line(f"remuda {__version__}: {config.model.path}\n  {describe(config)}")
         engine = EngineProcess(config, options["distributed_executor_backend"])
         try:
             import uvloop
