@@ -181,13 +181,13 @@ class Scheduler:
             if not self._preempt_later_than(draft, seq):
                 return
         end = min(end, room)
+        if end >= seq.table.border:
+            draft.crossed.append(seq)
         granted = self.kv.grow(seq.table, end)
         if new:
             draft.new.append(self._introduce(seq))
         elif granted is not None:
             draft.grants.append(PageGrant(seq.slot, granted))
-        if self.kv.crosses_chunk(start, end):
-            draft.crossed.append(seq)
         seq.computed = end
         seq.last_step = self._step
         draft.rows.append(seq)
@@ -264,11 +264,11 @@ class Scheduler:
         while self.kv.room(seq.table) < end:
             if not self._preempt_later_than(draft, seq):
                 return False
+        if end >= seq.table.border:
+            draft.crossed.append(seq)
         granted = self.kv.grow(seq.table, end)
         if granted is not None:
             draft.grants.append(PageGrant(seq.slot, granted))
-        if self.kv.crosses_chunk(end - 1, end):
-            draft.crossed.append(seq)
         return True
 
     def _preempt_later_than(self, draft: _Draft, seq: Sequence) -> bool:

@@ -15,13 +15,14 @@ NEVER = 1 << 62
 class PageTable:
     """The pages of one sequence. Every group's list covers the same `blocks`; released entries are NULL_PAGE."""
 
-    __slots__ = ("blocks", "chain", "first_live", "hashed", "pages", "work_at")
+    __slots__ = ("blocks", "border", "chain", "first_live", "hashed", "pages", "work_at")
 
     def __init__(self, num_groups: int) -> None:
         self.pages: list[list[int]] = [[] for _ in range(num_groups)]
         self.blocks = 0
         self.first_live = [0] * num_groups  # per group: blocks before this one have been released
-        self.work_at = 0  # the table needs attention when the next token to compute reaches this position
+        self.work_at = 0  # the table needs attention when the next token to compute reaches this position:
+        self.border = 0  # either this one, where a chunk ends and `trim` has something to do, or the end of its pages
         self.hashed = 0  # leading blocks offered to the prefix cache
         self.chain: list[bytes] = []  # digests: the root, then one per hashed or matched block
 
@@ -83,19 +84,22 @@ class KVCacheManager:
     # ---------------------------------------------------------------------------------- growth and release
 
     def new_table(self) -> PageTable:
-        return PageTable(self._num_groups)
+        table = PageTable(self._num_groups)
+        self._place(table, 0)
+        return table
 
     def grow(self, table: PageTable, end: int) -> list[list[int]] | None:
         """Cover positions below `end`; the caller has checked `room`. Returns new pages per group, if any."""
-        count = self.blocks_of(end) - table.blocks
-        self._set_work_at(table, end, (table.blocks + max(count, 0)) * self.block_size)
+        count = -(-end // self.block_size) - table.blocks
         if count <= 0:
+            self._place(table, end)
             return None
         taken = self.pool.take(count * self._num_groups)
         granted = [taken[at : at + count] for at in range(0, len(taken), count)]
         for pages, new in zip(table.pages, granted, strict=True):
             pages += new
         table.blocks += count
+        self._place(table, end)
         return granted
 
     def trim(self, table: PageTable, position: int) -> None:
@@ -109,10 +113,6 @@ class KVCacheManager:
                     pages[block] = NULL_PAGE
             table.first_live[g] = max(first, table.first_live[g])
 
-    def crosses_chunk(self, start: int, end: int) -> bool:
-        """Whether going from `start` to `end` leaves an attention chunk behind."""
-        return any(end // chunk > start // chunk for chunk in self._chunks)
-
     def release(self, table: PageTable) -> None:
         """Give back everything; the digest chain stays for the next admission. Later blocks are evicted first."""
         drop = self.pool.drop
@@ -123,12 +123,14 @@ class KVCacheManager:
             pages.clear()
         table.blocks = table.hashed = 0
         table.first_live = [0] * self._num_groups
+        table.border = 0
+        self._place(table, 0)
 
-    def _set_work_at(self, table: PageTable, end: int, capacity: int) -> None:
-        at = capacity + 1
-        for chunk in self._chunks:
-            at = min(at, (end // chunk + 1) * chunk)
-        table.work_at = at
+    def _place(self, table: PageTable, position: int) -> None:
+        """The next token to compute is at `position`: note where the table needs attention again."""
+        if position >= table.border:
+            table.border = min(((position // chunk + 1) * chunk for chunk in self._chunks), default=NEVER)
+        table.work_at = min(table.blocks * self.block_size + 1, table.border)
 
     # ---------------------------------------------------------------------------------------- prefix cache
 
@@ -155,7 +157,7 @@ class KVCacheManager:
             table.pages[g] = [NULL_PAGE] * first + pages
             table.first_live[g] = first
         table.blocks = table.hashed = blocks
-        self._set_work_at(table, length, length)
+        self._place(table, length)
         return length
 
     def _first_needed(self, length: int) -> dict[int, int]:
