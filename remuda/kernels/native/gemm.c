@@ -12,21 +12,23 @@ ALWAYS_INLINE __m512 scaled(const packed_weight *w, int64_t column, __m512 v) {
     return v;
 }
 
-ALWAYS_INLINE void store_block(const output_view *out, int64_t row, int64_t column, int64_t columns, __m512 v) {
-    const __mmask16 mask = tail_mask(columns - column);
+ALWAYS_INLINE bf16 *place(const output_view *out, int64_t row, int64_t column) {
     if (out->tiled_k) {
         bf16 *tile = (bf16 *)out->data + ((row / TILE) * out->tiled_k + column / TILE_K) * TILE_SIZE;
-        store_bf16(tile + (row % TILE) * TILE_K + column % TILE_K, v); /* padded columns are zeros */
-        return;
+        return tile + (row % TILE) * TILE_K + column % TILE_K;
     }
-    const int64_t at = (out->rows ? out->rows[row] : row) * out->leading + column;
+    return (bf16 *)out->data + (out->rows ? out->rows[row] : row) * out->leading + column;
+}
+
+ALWAYS_INLINE void store_block(const output_view *out, int64_t row, int64_t column, int64_t columns, __m512 v) {
+    const __mmask16 mask = tail_mask(columns - column);
     if (out->kind == STORE_FLOAT) {
-        _mm512_mask_storeu_ps((float *)out->data + at, mask, v);
+        _mm512_mask_storeu_ps((float *)out->data + row * out->leading + column, mask, v);
     } else if (out->kind == ADD_BF16) {
-        bf16 *p = (bf16 *)out->data + at;
+        bf16 *p = place(out, row, column);
         store_bf16_mask(p, _mm512_add_ps(load_bf16_mask(p, mask), v), mask);
     } else {
-        store_bf16_mask((bf16 *)out->data + at, v, mask);
+        store_bf16_mask(place(out, row, column), v, out->tiled_k ? 0xFFFF : mask); /* padded columns of tiles are zeros */
     }
 }
 
@@ -161,7 +163,24 @@ ALWAYS_INLINE void tiles_1x2(row_view x, const bf16 *low, const bf16 *high, int6
     tile_store(1, sums + 256, 64);
 }
 
+/* The common case, whole blocks of bf16 without scale or bias: nothing to decide per row. */
+ALWAYS_INLINE void finish_whole(int64_t panel, int64_t row, int64_t rows, const bool gated, const float *sums, const output_view *out) {
+    for (int64_t r = 0; r < rows; r++) {
+        const __m512 low = _mm512_load_ps(sums + r / TILE * 512 + r % TILE * TILE);
+        const __m512 high = _mm512_load_ps(sums + r / TILE * 512 + r % TILE * TILE + 256);
+        bf16 *target = place(out, row + r, panel * (gated ? 16 : 32));
+        if (gated) store_bf16(target, _mm512_mul_ps(silu_ps(low), high));
+        else _mm512_storeu_si512(target, (__m512i)_mm512_cvtne2ps_pbh(high, low)); /* one cache line */
+    }
+}
+
 static void finish_tiles(const packed_weight *w, int64_t panel, int64_t row, int64_t m, const float *sums, const output_view *out) {
+    const bool whole = (panel + 1) * (w->gated ? 16 : 32) <= w->n;
+    if (whole && !w->scale && !w->bias && out->kind == STORE_BF16) {
+        if (w->gated) finish_whole(panel, row, min_i64(32, m - row), true, sums, out);
+        else finish_whole(panel, row, min_i64(32, m - row), false, sums, out);
+        return;
+    }
     for (int64_t r = 0; r < min_i64(32, m - row); r++) {
         const float *low = sums + r / TILE * 512 + r % TILE * TILE;
         finish_row(w, panel, row + r, _mm512_load_ps(low), _mm512_load_ps(low + 256), out);
