@@ -56,6 +56,14 @@ def best_us(call: Callable[[], Any], seconds: float = 0.1, least: int = 5) -> fl
     return best * 1e6
 
 
+def _call_next(layers: Iterator[Callable[[torch.Tensor], torch.Tensor]], x: torch.Tensor) -> torch.Tensor:
+    return next(layers)(x)
+
+
+def _plain_linear(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weight)
+
+
 def bench_linear() -> Iterator[Measurement]:
     for n, k in [(384, 256), (2048, 256), (1280, 768), (4096, 768), (3072, 2048), (16384, 2048), (2048, 8192)]:
         copies = max(1, min(64, _COLD_BYTES // (2 * n * k)))
@@ -65,10 +73,10 @@ def bench_linear() -> Iterator[Measurement]:
             linear.adopt_native()
         for rows in (1, 4, 16, 64, 512, 2048):
             x = torch.randn(rows, k).bfloat16()
-            packed, plain = cycle(linears), cycle(weights)
+            packed, plain = cycle(linears), cycle([partial(_plain_linear, weight) for weight in weights])
             yield Measurement(
-                "linear", f"{rows} x {k} -> {n}", best_us(lambda p=packed, x=x: next(p)(x)),
-                best_us(lambda p=plain, x=x: F.linear(x, next(p))), 2.0 * n * k, 2.0 * n * k * rows,
+                "linear", f"{rows} x {k} -> {n}", best_us(partial(_call_next, packed, x)),
+                best_us(partial(_call_next, plain, x)), 2.0 * n * k, 2.0 * n * k * rows,
             )  # fmt: skip
 
 

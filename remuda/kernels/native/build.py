@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -112,9 +113,8 @@ class BackgroundBuild:
         self._process: subprocess.Popen[bytes] | None = None
         if not self._library.exists():
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(self._library.parent)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                preexec_fn=lambda: os.nice(10) and None,
+                ["nice", sys.executable, "-m", __name__, str(self._library.parent)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
 
     def poll(self) -> Path | None:
@@ -131,7 +131,7 @@ class BackgroundBuild:
     def close(self) -> None:
         """Stop compiling if that still goes on."""
         if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+            os.killpg(self._process.pid, signal.SIGTERM)  # the compiler too
             self._process.wait()
 
 
@@ -143,6 +143,7 @@ def build_in_background(cache_dir: Path | None = None) -> BackgroundBuild:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the half-built object is removed
     try:
         build(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     except NativeUnavailable as error:
