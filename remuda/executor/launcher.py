@@ -69,6 +69,7 @@ class Launcher:
     def _fork_ranks(self, config: EngineConfig) -> None:
         # A fork keeps only the calling thread: libraries must not have started pools of their own by then.
         os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its store warns of host names that nobody needs
         from remuda.executor.rank import RankPlace, RankProcess, become_child_of
         from remuda.parallel.groups import Rendezvous
 

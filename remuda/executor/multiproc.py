@@ -183,7 +183,7 @@ class _StartUp:
         self._peers = self._executor.listen()
         join_s = parallel.distributed_timeout_s
         self._wait(lambda: [n for n in range(parallel.nnodes) if n not in self._peers.nodes], "launcher", join_s)
-        self._wait(lambda: [r for r in ranks if r not in self._peers.ranks], "greeting", join_s)
+        self._wait(lambda: [r for r in ranks if r not in self._peers.ranks], "greeting")
         self._peers.stop_listening()
         self._wait(lambda: [r for r in ranks if r not in self._memory], "memory report")
         reports = [self._memory[rank] for rank in ranks]

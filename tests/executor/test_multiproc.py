@@ -104,7 +104,8 @@ def test_nothing_survives_a_killed_engine() -> None:
         from remuda.config.engine import EngineConfig
         from remuda.executor.multiproc import MultiprocExecutor
         config = msgspec.json.decode({msgspec.json.encode(config(2, 1))!r}, type=EngineConfig)
-        MultiprocExecutor(config).start(lambda _: None)
+        executor = MultiprocExecutor(config)
+        executor.start(lambda _: None)
         print("up", flush=True)
         sys.stdin.read()
     """
