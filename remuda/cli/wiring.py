@@ -16,7 +16,7 @@ from remuda.config.resolve import resolve_engine
 from remuda.engine.ports import Executor
 from remuda.planner.host import free_host_bytes
 from remuda.planner.layout import check_tensor_parallel
-from remuda.planner.memory import plan_memory
+from remuda.planner.memory import StageMemory, check_weights_fit, plan_memory
 from remuda.planner.partition import partition_layers
 from remuda.protocol.errors import ConfigError
 
@@ -46,7 +46,17 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     dtype = _DTYPES.get(options["dtype"], options["dtype"])
     model = read_model_config(directory, dtype)
     check_tensor_parallel(model, options["tensor_parallel_size"], options["enable_expert_parallel"])
-    return resolve_engine(options, model, partition_layers, longest_sequence)
+    config = resolve_engine(options, model, partition_layers, longest_sequence)
+    check_host_memory(model, config.parallel)
+    return config
+
+
+def check_host_memory(model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Raise ConfigError, with what would fit, if this node's share of the weights exceeds its free memory."""
+    stages = stages_of_this_node(model, parallel, block_size=1)
+    free = free_host_bytes()
+    if sum(stage.weight_bytes for stage in stages) * parallel.tensor_parallel_size > free:
+        check_weights_fit(model, parallel, free // (len(stages) * parallel.tensor_parallel_size))
 
 
 def longest_sequence(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, step_tokens: int) -> int:
@@ -77,12 +87,15 @@ def kv_bytes_per_rank(model: ModelConfig, parallel: ParallelConfig, cache: Cache
     """What --kv-cache-memory-bytes says, or a share of what the weights will leave of this machine's memory."""
     if cache.kv_cache_memory_bytes is not None:
         return cache.kv_cache_memory_bytes
-    stages = plan_memory(model, parallel, cache.block_size)
-    per_node = parallel.pipeline_parallel_size // parallel.nnodes
-    here = stages[parallel.node_rank * per_node : (parallel.node_rank + 1) * per_node]
+    here = stages_of_this_node(model, parallel, cache.block_size)
     weights = sum(stage.weight_bytes for stage in here) * parallel.tensor_parallel_size
     left = (free_host_bytes() - weights) * cache.memory_utilization * _CERTAINTY
-    return max(0, int(left)) // (per_node * parallel.tensor_parallel_size)
+    return max(0, int(left)) // (len(here) * parallel.tensor_parallel_size)
+
+
+def stages_of_this_node(model: ModelConfig, parallel: ParallelConfig, block_size: int) -> list[StageMemory]:
+    per_node = parallel.pipeline_parallel_size // parallel.nnodes
+    return plan_memory(model, parallel, block_size)[parallel.node_rank * per_node :][:per_node]
 
 
 def make_executor(config: EngineConfig, backend: str) -> Executor:

@@ -10,6 +10,7 @@ from remuda.models.interfaces import Model
 from remuda.models.registry import build_model
 from remuda.parallel.collectives import Communicator
 from remuda.parallel.topology import Topology
+from remuda.planner.layout import expert_range
 from remuda.weights.loader import LoadReport, Progress
 from remuda.worker.simulated import SimulatedModel
 
@@ -30,5 +31,4 @@ def whole_experts(config: EngineConfig, topology: Topology) -> list[int]:
     moe = config.model.moe
     if moe is None or not topology.expert_parallel:
         return []
-    share = moe.num_experts // topology.tp_size
-    return list(range(topology.tp_rank * share, (topology.tp_rank + 1) * share))
+    return list(expert_range(moe.num_experts, topology.tp_size, topology.tp_rank))
