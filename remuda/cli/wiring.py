@@ -65,6 +65,7 @@ def longest_sequence(model: ModelConfig, parallel: ParallelConfig, cache: CacheC
     Raises:
         ConfigError: not even one page's worth fits.
     """
+    check_host_memory(model, parallel)  # before a length is blamed for what the weights do
     largest_page = max(stage.page_bytes for stage in plan_memory(model, parallel, cache.block_size))
     pages = cache.num_pages_override or kv_bytes_per_rank(model, parallel, cache) // largest_page
     size, limit = cache.block_size, model.max_position_embeddings
