@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,23 @@ PRESETS = ("maverick-tiny", "scout-tiny", "maverick-tiny-fp8", "scout-tiny-fp8",
 
 def _run(script: str, *arguments: str) -> None:
     command = [sys.executable, str(KIT / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _environment() -> dict[str, str]:
+    """The oracle's image processor needs torchvision's Python code; this project does not, so it is kept apart."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if importlib.util.find_spec("torchvision") is not None:
+        return environment
+    folder = CACHE / "torchvision"
+    if not folder.is_dir():
+        partial = folder.with_suffix(f".{os.getpid()}")
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(partial)]
+        subprocess.run([*install, "torchvision==0.28.0"], check=True)
+        with suppress(OSError):  # another test process was first
+            partial.rename(folder)
+    return environment | {"PYTHONPATH": str(folder)}
 
 
 def prompts(preset: str) -> list[dict[str, Any]]:
