@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-_CANDIDATES = 1024  # top-p looks at so many before it sorts the whole vocabulary
+_CANDIDATES = 128  # top-p looks at so many of the likeliest first, then at ever more
+_GROWTH = 8
 _BLOCK = 256
 
 
@@ -50,12 +51,22 @@ def keep_likely(
     needs_sort = (top_k_S < vocab) | (top_p_S < 1.0)
     if not bool(needs_sort.any()):
         return weights_SV
-    narrow = torch.where(top_k_S < vocab, top_k_S, min(vocab, _CANDIDATES)).max()
-    candidates = min(vocab, int(narrow))
-    kept_S, enough_S, sorted_SC = _kept(weights_SV, top_k_S, top_p_S, candidates)
+    largest_k = int(torch.where(top_k_S < vocab, top_k_S, 0).max())
+    return _keep_among(weights_SV, top_k_S, top_p_S, max(largest_k, _CANDIDATES))
+
+
+def _keep_among(
+    weights_SV: torch.Tensor, top_k_S: torch.Tensor, top_p_S: torch.Tensor, candidates: int
+) -> torch.Tensor:
+    """Top-k and top-p by the `candidates` largest weights; rows whose nucleus is wider try again with more."""
+    vocab = weights_SV.shape[1]
+    kept_S, enough_S, sorted_SC = _kept(weights_SV, top_k_S, top_p_S, min(vocab, candidates))
+    unfiltered_S = (top_k_S >= vocab) & (top_p_S >= 1.0)
+    result_SV = _cut(weights_SV, torch.where(unfiltered_S, vocab + 1, kept_S), sorted_SC)
     if not bool(enough_S.all()):
-        kept_S, _, sorted_SC = _kept(weights_SV, top_k_S, top_p_S, vocab)
-    return _cut(weights_SV, torch.where(needs_sort, kept_S, vocab), sorted_SC)
+        rows = (~enough_S).nonzero().squeeze(1)
+        result_SV[rows] = _keep_among(weights_SV[rows], top_k_S[rows], top_p_S[rows], candidates * _GROWTH)
+    return result_SV
 
 
 def _kept(
