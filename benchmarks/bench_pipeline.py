@@ -3,8 +3,8 @@
     python benchmarks/bench_pipeline.py [--stages 4] [--step-ms 5] [--running 64] [--seconds 10] [--json out.json]
 
 Engine, plans, rank processes, transport and token feedback are the real ones; only the model sleeps. Two loads, both
-closed loops that replace every finished request at once: decodes with short prompts, and the same with every tenth
-prompt 1 to 8 K tokens long. A stage is busy for the modelled length of its steps; all else is a bubble.
+closed loops that replace every finished request at once: decodes with short prompts, all steps equally long, and the
+same with every tenth prompt 1 to 8 K tokens long, which take time by their tokens. A stage is busy for the modelled length of its steps; all else is a bubble.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def model_config(layers: int) -> ModelConfig:
     )  # fmt: skip
 
 
-def engine_config(args: argparse.Namespace, trace_dir: str) -> EngineConfig:
+def engine_config(args: argparse.Namespace, trace_dir: str, prefill_token_ms: float) -> EngineConfig:
     return EngineConfig(
         model=model_config(4 * args.stages),
         parallel=ParallelConfig(pipeline_parallel_size=args.stages, layer_partition=(4,) * args.stages),
@@ -62,7 +62,7 @@ def engine_config(args: argparse.Namespace, trace_dir: str) -> EngineConfig:
         scheduler=SchedulerConfig(
             max_num_seqs=args.running, max_num_batched_tokens=args.max_num_batched_tokens, max_model_len=16384
         ),
-        simulation=SimulationConfig(base_ms=args.step_ms, prefill_token_ms=args.prefill_token_ms, trace_dir=trace_dir),
+        simulation=SimulationConfig(base_ms=args.step_ms, prefill_token_ms=prefill_token_ms, trace_dir=trace_dir),
     )
 
 
@@ -144,7 +144,7 @@ def _symbol(interval: Interval) -> str:
 
 def measure(args: argparse.Namespace, name: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as trace_dir:
-        config = engine_config(args, trace_dir)
+        config = engine_config(args, trace_dir, args.prefill_token_ms if name == "mixed" else 0.0)
         assert config.simulation is not None
         core = EngineCore(config, MultiprocExecutor(config))
         try:
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--step-ms", type=float, default=5.0, help="modelled length of a decode step in each stage")
-    parser.add_argument("--prefill-token-ms", type=float, default=0.01, help="added per prompt token of a step")
+    parser.add_argument("--prefill-token-ms", type=float, default=0.01, help="mixed load: per prompt token of a step")
     parser.add_argument("--running", type=int, default=64)
     parser.add_argument("--long-share", type=float, default=0.1, help="share of 1-8K prompts in the mixed load")
     parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
