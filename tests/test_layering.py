@@ -23,6 +23,7 @@ BELOW["worker"] = BELOW["models"] | {"models"}
 BELOW["engine"] = _base | {"parallel"}
 BELOW["executor"] = BELOW["worker"] | {"worker", "engine"}
 BELOW["server"] = BELOW["engine"] | {"engine"}
+BELOW["evaluation"] = _base
 BELOW["cli"] = BELOW["llm"] = set(BELOW) | {"cli", "llm"}
 
 TORCH_FREE = ("protocol", "config", "planner", "text", "metrics", "engine", "server")
