@@ -4,7 +4,8 @@
 
 Engine, plans, rank processes, transport and token feedback are the real ones; only the model sleeps. Two loads, both
 closed loops that replace every finished request at once: decodes with short prompts, all steps equally long, and the
-same with every tenth prompt 1 to 8 K tokens long, which take time by their tokens. A stage is busy for the modelled length of its steps; all else is a bubble.
+same with every tenth prompt 1 to 8 K tokens long, which take time by their tokens. A stage is busy for the modelled
+length of its steps; all else is a bubble. Needs a quiet machine: a stage that wakes late delays them all.
 """
 
 from __future__ import annotations
