@@ -1,6 +1,6 @@
 """Remuda: an inference and serving engine for language models that outgrow one GPU or one machine.
 
-    from remuda import LLM, SamplingParams
+from remuda import LLM, SamplingParams
 """
 
 from typing import TYPE_CHECKING, Any

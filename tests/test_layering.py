@@ -64,5 +64,5 @@ def modules_of(folder: str) -> list[str]:
 
 def test_the_control_plane_never_imports_torch() -> None:
     modules = [m for folder in TORCH_FREE for m in modules_of(folder)] + list(TORCH_FREE_MODULES)
-    code = "import importlib, sys\nfor m in %r: importlib.import_module(m)\nassert 'torch' not in sys.modules" % modules
+    code = f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

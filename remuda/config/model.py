@@ -72,7 +72,7 @@ class ImageTokens(msgspec.Struct, frozen=True):
 
 
 class QuantConfig(msgspec.Struct, frozen=True):
-    """compressed-tensors float-quantized FP8: per-output-channel weight scales. `ignore`: module names or re: patterns."""
+    """compressed-tensors float-quantized FP8: weight scales per output channel. `ignore`: names or re: patterns."""
 
     method: str
     ignore: tuple[str, ...]

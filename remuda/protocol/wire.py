@@ -1,7 +1,7 @@
 """Frames between processes: a length, a kind byte, and msgpack that decodes into exactly one type. Nothing unpickles.
 
-A frame is  u32 little-endian payload length | u8 kind | payload.  A peer that sends a longer frame than `MAX_FRAME_BYTES`
-or bytes that do not decode is treated as dead (`WireError`), never trusted further.
+A frame is  u32 little-endian payload length | u8 kind | payload.  A peer that sends a longer frame than
+`MAX_FRAME_BYTES`, or bytes that do not decode, is treated as dead (`WireError`), never trusted further.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class WireError(RemudaError):
 class Channel:
     """Typed messages over a stream socket. `kinds` maps a kind byte to the type that its payload decodes to."""
 
-    def __init__(self, sock: socket.socket, sends: dict[type, int], receives: dict[int, Any], default_send: int) -> None:
+    def __init__(
+        self, sock: socket.socket, sends: dict[type, int], receives: dict[int, Any], default_send: int
+    ) -> None:
         self.sock = sock
         self._sends = sends
         self._default_send = default_send
