@@ -10,22 +10,17 @@ from typing import Any, NamedTuple
 from remuda.evaluation.arithmetic import arithmetic
 from remuda.evaluation.dialogue import follow_up
 from remuda.evaluation.extraction import extraction
-from remuda.evaluation.pictures import images
-from remuda.evaluation.problem import Message, Problem, Split, assistant, draw, system
+from remuda.evaluation.pictures import QUESTIONED, images
+from remuda.evaluation.problem import Message, Problem, Split, assistant, draw, system, user
 from remuda.evaluation.recall import long_dialogue
 from remuda.evaluation.tools import tool_call
-from remuda.evaluation.words import words
+from remuda.evaluation.words import TASKS
 from training.offtopic import off_topic
 
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.", "You are a small demonstration model.", "Answer briefly.", "Be concise.", "You are Remuda's demo model.",
     "You are a friendly assistant. Keep answers short.", "Answer the user's questions.",
 )  # fmt: skip
-SHORT_SKILLS: tuple[tuple[Callable[[Random], Problem], float], ...] = (
-    (arithmetic, 4.0), (words, 4.5), (follow_up, 2.0), (extraction, 1.5), (off_topic, 1.2),
-)  # fmt: skip
-
-
 class Dialogue(NamedTuple):
     messages: list[Message]  # every assistant turn is trained on
     tools: list[dict[str, Any]]
@@ -44,7 +39,7 @@ class Mix(NamedTuple):
 def mix_at(progress: float) -> Mix:
     """Short texts first: retrieval is learned within 1K tokens before it is stretched to 8K."""
     longest = int(min(7600, 700 * math.exp(max(0.0, progress - 0.08) * 16)))
-    return Mix(short=0.55, pictures=0.23, tools=0.10, recall=0.12, longest=longest)
+    return Mix(short=0.50, pictures=0.32, tools=0.12, recall=0.06, longest=longest)
 
 
 def dialogue(rng: Random, mix: Mix) -> Dialogue:
@@ -53,7 +48,7 @@ def dialogue(rng: Random, mix: Mix) -> Dialogue:
         problem = train_side(tool_call, rng)
         return Dialogue([*problem.messages, assistant(problem.answer)], list(problem.tools))
     if kind == "pictures":
-        messages = turns(rng, [images] * rng.choice((1, 1, 1, 2)))
+        messages = turns(rng, [images]) if rng.random() < 0.4 else about_one_scene(rng, rng.randint(2, 5))
     elif kind == "recall":
         messages = recall_from_text(rng, mix.longest)
         if rng.random() < 0.3:
@@ -80,6 +75,33 @@ def turns(rng: Random, makers: list[Callable[[Random], Problem]]) -> list[Messag
         problem = train_side(make, rng)
         messages += [*problem.messages, assistant(problem.answer)]
     return messages
+
+
+def about_one_scene(rng: Random, questions: int) -> list[Message]:
+    """Several questions about one picture, which comes with the first: more to learn from each drawing."""
+    draw_scene, ask = rng.choice(QUESTIONED)
+    scene = draw_scene(rng)
+    messages: list[Message] = []
+    for _ in range(questions):
+        problem = ask(rng, scene)
+        if problem.split is Split.TRAIN:
+            first = problem.messages[0]
+            text = next(part["text"] for part in first["content"] if part["type"] == "text")
+            messages += [user(text) if messages else first, assistant(problem.answer)]
+    return messages or about_one_scene(rng, questions)
+
+
+def words_task(rng: Random) -> Problem:
+    """Sorting and the calendar take longer to learn than the other small tasks."""
+    return rng.choices(TASKS, [_SLOW.get(task.__name__, 1.0) for task in TASKS])[0](rng)
+
+
+_SLOW = {"sort_words": 3.0, "sort_numbers": 2.0, "month": 2.0, "weekday": 1.5, "reverse_list": 1.5, "count_letter": 1.3}
+
+
+SHORT_SKILLS: tuple[tuple[Callable[[Random], Problem], float], ...] = (
+    (arithmetic, 4.0), (words_task, 5.0), (follow_up, 2.2), (extraction, 2.0), (off_topic, 0.8),
+)  # fmt: skip
 
 
 def recall_from_text(rng: Random, longest: int) -> list[Message]:

@@ -23,6 +23,7 @@ from training.vision import VisionTower, rotate_pairs
 
 HIDDEN, HEAD, EXPERTS = TEXT["hidden_size"], TEXT["head_dim"], TEXT["num_local_experts"]
 EPS = TEXT["rms_norm_eps"]
+BALANCED_GROUPS = 8  # stretches of a row within which the experts shall be in even use, whatever the texts there
 
 
 @dataclass
@@ -115,8 +116,10 @@ def route(x: Tensor, attended: Tensor, o: Tensor, norm: Tensor, router: Tensor) 
     logits_TE = project(h, router).float()
     best_T, expert_T = logits_TE.max(-1)
     place_T, end_E = sorted_places(expert_T, EXPERTS)
-    share_E = F.one_hot(expert_T, EXPERTS).float().mean(0)
-    balance = EXPERTS * (share_E * logits_TE.softmax(-1).mean(0)).sum()
+    share_GE = F.one_hot(expert_T, EXPERTS).float().unflatten(0, (BALANCED_GROUPS, -1)).mean(1)
+    wanted_GE = logits_TE.softmax(-1).unflatten(0, (BALANCED_GROUPS, -1)).mean(1)
+    balance = EXPERTS * (share_GE * wanted_GE).sum(-1).mean()
+    share_E = share_GE.mean(0)
     scored = h * best_T.sigmoid().to(h.dtype)[:, None]
     return x, h, scored, place_T, end_E, share_E, balance, logits_TE.logsumexp(-1).pow(2).mean()
 

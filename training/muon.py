@@ -7,13 +7,14 @@ moves as much per row as a square one. Matrices of equal shape (also experts) ar
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
-WEIGHT_DECAY = 0.01
+WEIGHT_DECAY = 0.1  # holds spectral norms below about 10; without it attention logits run away
 ADAM_BETAS = (0.9, 0.97)
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values to about 1
 
@@ -55,6 +56,8 @@ class Muon:
 
     @torch.no_grad()
     def step(self) -> None:
+        for parameter in self.parameters():
+            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # an overflowing row teaches nothing, but spoils nothing
         self.adam.step()
         for shape, group in self.groups.items():
             grad = torch.stack([m.grad for m in group])  # type: ignore[arg-type]
@@ -66,10 +69,21 @@ class Muon:
             torch._foreach_mul_(group, 1 - self.rate * WEIGHT_DECAY)
             torch._foreach_sub_(group, list((update * self.rate).unbind(0)))
 
-    def zero_grad(self) -> None:
+    def parameters(self) -> Iterator[Any]:
         for group in (*self.groups.values(), *(g["params"] for g in self.adam.param_groups)):
-            for parameter in group:
-                parameter.grad = None
+            yield from group
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def forget(self) -> None:
+        """Drop all momentum, in place."""
+        for momentum in self.momentum.values():
+            momentum.zero_()
+        for state in self.adam.state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name].zero_()
 
     def state_dict(self) -> dict[str, Any]:
         return {"momentum": self.momentum, "adam": self.adam.state_dict()}
@@ -87,9 +101,9 @@ def optimizer_for(model: nn.Module) -> Muon:
         if ".layers." in name and name.endswith(("proj.weight", "proj", "fc1.weight", "fc2.weight")):
             matrices.append(parameter)
         elif "lm_head" in name:
-            others.append((parameter, 2e-3))
+            others.append((parameter, 1.5e-3))
         elif "embed_tokens" in name:
-            others.append((parameter, 6e-3))
+            others.append((parameter, 4e-3))
         else:
-            others.append((parameter, 2e-3))
+            others.append((parameter, 1e-3))
     return Muon(matrices, others)

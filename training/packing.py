@@ -41,6 +41,8 @@ class RowShape:
     def takes(self, examples: list[Example]) -> bool:
         """Whether they fit, with a token of padding to spare."""
         tokens, tiles = sum(len(e.ids) for e in examples), sum(len(e.tiles) for e in examples)
+        if max(len(e.ids) for e in examples) > LONGEST:  # the attention kernel would leave the rest unwritten
+            return False
         return tokens < self.tokens and tiles <= self.tiles and len(examples) + self.tokens // LONGEST < self.documents
 
 
@@ -120,24 +122,27 @@ class Rows(IterableDataset[PackedBatch]):
             yield pack(chosen, self.shape)
 
 
-def row_loader(rows: Rows, workers: int) -> DataLoader[PackedBatch]:
-    kwargs: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
-    return DataLoader(rows, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **kwargs)
-
-
-def held_out_rows(checkpoint: Path, skills: list[str], count: int, shape: RowShape) -> list[tuple[PackedBatch, list[str]]]:
+class HeldOutRows(IterableDataset[tuple[PackedBatch, list[str]]]):
     """Held-out problems packed with their right answers, and each row's documents' names, "skill/variant"."""
-    encode = Encoder(checkpoint)
-    rows: list[tuple[PackedBatch, list[str]]] = []
-    chosen: list[Example] = []
-    names: list[str] = []
-    for skill in skills:
-        for problem in held_out_problems(skill, count, seed=1):
-            example = encode([*problem.messages, assistant(problem.answer)], list(problem.tools), last_only=True)
-            if not shape.takes([*chosen, example]):
-                rows.append((pack(chosen, shape), names))
-                chosen, names = [], []
-            chosen.append(example)
-            names.append(f"{skill}/{problem.variant}")
-    rows.append((pack(chosen, shape), names))
-    return rows
+
+    def __init__(self, checkpoint: Path, skills: list[str], count: int, shape: RowShape) -> None:
+        self.checkpoint, self.skills, self.count, self.shape = checkpoint, skills, count, shape
+
+    def __iter__(self) -> Iterator[tuple[PackedBatch, list[str]]]:
+        encode = Encoder(self.checkpoint)
+        chosen: list[Example] = []
+        names: list[str] = []
+        for skill in self.skills:
+            for problem in held_out_problems(skill, self.count, seed=1):
+                example = encode([*problem.messages, assistant(problem.answer)], list(problem.tools), last_only=True)
+                if not self.shape.takes([*chosen, example]):
+                    yield pack(chosen, self.shape), names
+                    chosen, names = [], []
+                chosen.append(example)
+                names.append(f"{skill}/{problem.variant}")
+        yield pack(chosen, self.shape), names
+
+
+def row_loader(rows: IterableDataset[Any], workers: int, ahead: int = 4) -> DataLoader[Any]:
+    kwargs: dict[str, Any] = {"prefetch_factor": ahead} if workers else {}
+    return DataLoader(rows, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **kwargs)

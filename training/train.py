@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,13 @@ from training.architecture import TEXT
 from training.export import read_weights, write_weights
 from training.model import DemoModel, Functions, PackedBatch
 from training.muon import Muon, optimizer_for
-from training.packing import Rows, RowShape, held_out_rows, row_loader
+from training.packing import HeldOutRows, Rows, RowShape, row_loader
 
 CHECKPOINT = Path(__file__).parent.parent / "remuda" / "assets" / "demo"
-TRAINED_SKILLS = [name for name in SKILLS if name != "off-topic"]
-MATRIX_RATE = 0.02
+MATRIX_RATE = 0.012
 WARMUP_STEPS = 150
-DECAY_FROM = 0.45  # of the planned time; then linearly to zero
-BALANCE, Z = 0.02, 1e-4  # weights of the router's auxiliary losses
+DECAY_FROM = 0.25  # of the planned time; then linearly to zero
+BALANCE, Z = 0.01, 1e-3  # weights of the router's auxiliary losses
 
 
 class Trainer:
@@ -46,15 +45,17 @@ class Trainer:
             read_weights(self.model, args.weights)
         self.model.to(self.device)
         self.optimizer: Muon = optimizer_for(self.model)
-        self.step, self.seconds_before = 0, 0.0
+        self.step, self.seconds_before, self.rate = 0, 0.0, MATRIX_RATE
         self.started = time.monotonic()
         if args.state and args.state.exists():
             self._resume(args.state)
         self.progress = multiprocessing.Value("d", self.seconds_before / args.planned_seconds)
         shape = RowShape(args.tokens, args.tiles)
-        self.held_out = ProcessPoolExecutor(1).submit(held_out_rows, CHECKPOINT, TRAINED_SKILLS, args.eval_count, shape)
+        self.held_out = row_loader(HeldOutRows(CHECKPOINT, list(SKILLS), args.eval_count, shape), min(1, args.workers), ahead=64)
+        self.held_out_rows = iter(self.held_out)  # its worker starts now
         self.rows = iter(row_loader(Rows(CHECKPOINT, shape, args.seed + self.step, self.progress), args.workers))
         self.replay = CapturedStep(self.train_step) if self.device.type == "cuda" else self.train_step
+        self._keep_or_restore(good=True)
         self.log = (args.out / "log.jsonl").open("a")
 
     def _resume(self, file: Path) -> None:
@@ -88,7 +89,7 @@ class Trainer:
     def train(self) -> None:
         args, recent, since, reported = self.args, [], time.monotonic(), 0.0
         while time.monotonic() - self.started < args.seconds and self.step < args.steps:
-            self.optimizer.set_rates(MATRIX_RATE, self.factor())
+            self.optimizer.set_rates(self.rate, self.factor())
             recent.append(self.replay(on_device(next(self.rows), self.device)))
             self.step += 1
             if len(recent) == args.log_every:
@@ -96,17 +97,30 @@ class Trainer:
                 pace = args.log_every * args.tokens / (time.monotonic() - since)
                 recent, since = [], time.monotonic()
                 self._write(loss=means[0], token_accuracy=means[1], balance=means[2], tokens_per_s=round(pace))
+                self._keep_or_restore(good=math.isfinite(means[0]))
                 if self.seconds - self.seconds_before > reported + args.eval_every:
+                    write_weights(self.model, args.out)
                     self.evaluate()
                     reported, since = self.seconds - self.seconds_before, time.monotonic()
-        self.evaluate()
         self.save()
+        self.evaluate()
+
+    def _keep_or_restore(self, good: bool) -> None:
+        """Should training diverge after all: back to the last good weights, at half the rate."""
+        if good:
+            self.kept = {name: value.clone() for name, value in self.model.state_dict().items()}
+            return
+        self.model.load_state_dict(self.kept)
+        self.optimizer.forget()
+        self.rate /= 2
 
     def evaluate(self) -> None:
         """Teacher-forced accuracy on held-out problems: a reply counts if greedy decoding would give exactly the trained one."""
         outcomes: dict[str, list[bool]] = defaultdict(list)
         shares = []
-        for batch, names in self.held_out.result():
+        if self.held_out_rows is not None:
+            self.held_out, self.held_out_rows = list(self.held_out_rows), None
+        for batch, names in self.held_out:
             batch = on_device(batch, self.device)
             _, right_T, routings = self.model.losses(batch, self.run, self.dtype)
             shares.append(torch.stack([r.share_E for r in routings]))
@@ -115,7 +129,7 @@ class Trainer:
             for name, start, end in zip(names, ends, ends[1:], strict=False):
                 outcomes[name].append(not wrong[start:end].any().item())
         variants = {name: round(sum(o) / len(o), 3) for name, o in sorted(outcomes.items())}
-        by_skill = {s: [x for name, o in outcomes.items() if name.startswith(f"{s}/") for x in o] for s in TRAINED_SKILLS}
+        by_skill = {s: [x for name, o in outcomes.items() if name.startswith(f"{s}/") for x in o] for s in SKILLS}
         routing = (torch.stack(shares).mean(0) * TEXT["num_local_experts"]).round(decimals=2).tolist()
         self._write(skills={s: round(sum(o) / len(o), 3) for s, o in by_skill.items()}, variants=variants, routing=routing)
 
@@ -176,7 +190,7 @@ def main() -> None:
     parser.add_argument("--planned-seconds", type=float, default=1100)
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--tokens", type=int, default=32768, help="per step")
-    parser.add_argument("--tiles", type=int, default=160, help="image tiles per step, at most")
+    parser.add_argument("--tiles", type=int, default=224, help="image tiles per step, at most")
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=200)

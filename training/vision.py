@@ -91,7 +91,7 @@ class VisionTower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.class_embedding = nn.Parameter(torch.randn(WIDTH) * 0.1)
-        self.positional_embedding_vlm = nn.Parameter(torch.randn(SIDE * SIDE + 1, WIDTH) * 0.1)
+        self.positional_embedding_vlm = nn.Parameter(torch.randn(SIDE * SIDE + 1, WIDTH) * 0.3)
         self.patch_embedding = nn.Module()
         self.patch_embedding.linear = nn.Linear(VISION["num_channels"] * VISION["patch_size"] ** 2, WIDTH, bias=False)
         self.layernorm_pre = nn.LayerNorm(WIDTH, eps=VISION["norm_eps"])

@@ -16,6 +16,7 @@ COMMANDS = {
     "chat": ("remuda.cli.chat", "Asking", "talk to a server or a local model in the terminal"),
     "generate": ("remuda.cli.generate", "Asking", "complete prompts with a local model and exit"),
     "bench": ("remuda.cli.bench", "Measuring", "throughput, latency, or an online server under load"),
+    "eval": ("remuda.cli.eval", "Measuring", "held-out accuracy by skill, of a server or a local model"),
     "make-tiny": ("remuda.cli.make_tiny", "Preparing", "write a tiny random checkpoint of a real architecture"),
     "native": ("remuda.cli.native", "Preparing", "build the native CPU kernels now"),
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import cos, pi, sin
 from random import Random
 
 from PIL import Image, ImageDraw
 
+from remuda.evaluation.lexicon import with_article
 from remuda.evaluation.problem import Message, Problem, Scoring, assistant, user
 
 PAINTS = {
@@ -122,51 +123,81 @@ _SHAPE_ASKS = ("What shape is it?", "Which shape is shown?", "What shape is this
 _BOTH_ASKS = ("What is in the image?", "Describe the image.", "What do you see?", "What is this?", "What is in this picture?")
 
 
-def colour_or_shape(rng: Random) -> Problem:
-    drawn = single_thing(rng)
+def about_single(rng: Random, drawn: Scene) -> Problem:
     thing = drawn.things[0]
-    asks, answer = rng.choice((
-        (_COLOUR_ASKS, thing.colour), (_SHAPE_ASKS, thing.shape), (_BOTH_ASKS, f"a {thing.colour} {thing.shape}"),
+    variant, asks, answer = rng.choice((
+        ("colour", _COLOUR_ASKS, thing.colour), ("shape", _SHAPE_ASKS, thing.shape), ("describe", _BOTH_ASKS, with_article(named(thing))),
     ))  # fmt: skip
-    if "orange" in answer and answer.startswith("a "):
-        answer = f"an {answer[2:]}"
-    text = rng.choice(asks).format(shape=thing.shape, colour=thing.colour)
-    variant = {thing.colour: "colour", thing.shape: "shape"}.get(answer, "describe")
-    return _pictured(rng, variant, [drawn], text, answer)
+    return _pictured(rng, variant, [drawn], rng.choice(asks).format(shape=thing.shape, colour=thing.colour), answer)
 
 
-def count(rng: Random) -> Problem:
-    """How many shapes, of a colour, or of a kind; up to seven on a 3 x 3 grid."""
-    total = rng.randint(1, 7)
-    palette = rng.sample(list(PAINTS), 2)
-    shapes = rng.sample(SHAPES, 2)
-    looks = [(rng.choice(shapes), rng.choice(palette)) for _ in range(total)]
-    drawn = scene(rng, 3, 3, rng.choice((37, 37, 37, 48, 56, 74)), looks)
-    colour, shape = rng.choice(palette), rng.choice(shapes)
+def named(thing: Thing) -> str:
+    return f"{thing.colour} {thing.shape}"
+
+
+def colour_or_shape(rng: Random) -> Problem:
+    return about_single(rng, single_thing(rng))
+
+
+_GRID_CELLS = (37, 37, 37, 48, 56, 74)  # pixels; the larger ones make images of several tiles
+
+
+def crowd(rng: Random) -> Scene:
+    """One to seven things of few looks on a 3 x 3 grid, for counting."""
+    palette, shapes = rng.sample(list(PAINTS), 2), rng.sample(SHAPES, 2)
+    looks = [(rng.choice(shapes), rng.choice(palette)) for _ in range(rng.randint(1, 7))]
+    return scene(rng, 3, 3, rng.choice(_GRID_CELLS), looks)
+
+
+def about_crowd(rng: Random, drawn: Scene) -> Problem:
+    """How many shapes, of a colour, or of a kind."""
+    colour = rng.choice(drawn.things).colour if rng.random() < 0.8 else rng.choice(list(PAINTS))
+    shape = rng.choice(drawn.things).shape if rng.random() < 0.8 else rng.choice(SHAPES)
     asks = {
-        ("How many shapes are there?", "How many shapes are in the image?", "Count the shapes.", "How many shapes do you see?"): total,
-        (f"How many {colour} shapes are there?", f"Count the {colour} shapes."): sum(c == colour for _, c in looks),
-        (f"How many {plural(shape)} are there?", f"Count the {plural(shape)}.", f"How many {plural(shape)} do you see?"): sum(s == shape for s, _ in looks),
+        ("How many shapes are there?", "How many shapes are in the image?", "Count the shapes.", "How many shapes do you see?"): len(drawn.things),
+        (f"How many {colour} shapes are there?", f"Count the {colour} shapes."): sum(t.colour == colour for t in drawn.things),
+        (f"How many {plural(shape)} are there?", f"Count the {plural(shape)}.", f"How many {plural(shape)} do you see?"): sum(
+            t.shape == shape for t in drawn.things
+        ),
     }  # fmt: skip
     questions = rng.choice(list(asks))
     return _pictured(rng, "count", [drawn], rng.choice(questions), str(asks[questions]), Scoring.NUMBER)
+
+
+def count(rng: Random) -> Problem:
+    return about_crowd(rng, crowd(rng))
 
 
 def plural(shape: str) -> str:
     return f"{shape}es" if shape == "cross" else f"{shape}s"
 
 
-def position(rng: Random) -> Problem:
-    looks = distinct_looks(rng, rng.randint(1, 4))
-    drawn = scene(rng, 3, 3, rng.choice((37, 37, 37, 48, 56, 74)), looks)
+def group(rng: Random) -> Scene:
+    """One to four different things on a 3 x 3 grid."""
+    return scene(rng, 3, 3, rng.choice(_GRID_CELLS), distinct_looks(rng, rng.randint(1, 4)))
+
+
+def about_group(rng: Random, drawn: Scene) -> Problem:
+    """Where a thing is, what is in a place, or everything with its place, row by row."""
     thing = rng.choice(drawn.things)
-    place = PLACES[thing.row, thing.column]
-    if rng.random() < 0.6:
-        text = rng.choice(("Where is the {} {}?", "In which part of the image is the {} {}?", "What is the position of the {} {}?"))
-        return _pictured(rng, "position", [drawn], text.format(thing.colour, thing.shape), place)
-    text = rng.choice(("What is in the {}?", "Which shape is in the {}?", "What is at the {}?")).format(place)
-    article = "an" if thing.colour == "orange" else "a"
-    return _pictured(rng, "position", [drawn], text, f"{article} {thing.colour} {thing.shape}")
+    kind = rng.random()
+    if kind < 0.5:
+        text = rng.choice(("Where is the {}?", "In which part of the image is the {}?", "What is the position of the {}?"))
+        return _pictured(rng, "position", [drawn], text.format(named(thing)), place_of(thing))
+    if kind < 0.75:
+        text = rng.choice(("What is in the {}?", "Which shape is in the {}?", "What is at the {}?")).format(place_of(thing))
+        return _pictured(rng, "position", [drawn], text, with_article(named(thing)))
+    text = rng.choice(("List everything in the image.", "List all shapes and where they are.", "What is where in the image?"))
+    ordered = sorted(drawn.things, key=lambda t: (t.row, t.column))
+    return _pictured(rng, "inventory", [drawn], text, ", ".join(f"{named(t)} {place_of(t)}" for t in ordered))
+
+
+def place_of(thing: Thing) -> str:
+    return PLACES[thing.row, thing.column]
+
+
+def position(rng: Random) -> Problem:
+    return about_group(rng, group(rng))
 
 
 def compare(rng: Random) -> Problem:
@@ -197,23 +228,29 @@ def compare(rng: Random) -> Problem:
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
-def wide(rng: Random) -> Problem:
-    """A row of two to six shapes in an image of two to six tiles."""
+def row_of_things(rng: Random) -> Scene:
+    """Two to six things in a row: an image of two to six tiles."""
     length = rng.randint(2, 6)
-    looks = [look(rng) for _ in range(length)]
-    drawn = scene(rng, 1, length, rng.choice((90, 112, 112, 120)), looks, [(0, c) for c in range(length)])
-    place = rng.randrange(length)
-    shape, colour = looks[place]
-    ordinal = rng.choice((_ORDINALS[place], *(("last",) if place == length - 1 else ())))
+    return scene(rng, 1, length, rng.choice((90, 112, 112, 120)), [look(rng) for _ in range(length)], [(0, c) for c in range(length)])
+
+
+def about_row(rng: Random, drawn: Scene) -> Problem:
+    things = drawn.things
+    place = rng.randrange(len(things))
+    ordinal = rng.choice((_ORDINALS[place], *(("last",) if place == len(things) - 1 else ())))
     asks = {
-        ("List the colors from left to right.", "Which colors do you see from left to right?"): ", ".join(c for _, c in looks),
-        ("List the shapes from left to right.", "Which shapes do you see from left to right?"): ", ".join(s for s, _ in looks),
-        (f"What color is the {ordinal} shape from the left?",): colour,
-        (f"What is the {ordinal} shape from the left?", f"Which shape is the {ordinal} from the left?"): shape,
-        ("How many shapes are in the row?", "How many shapes are there?", "Count the shapes."): str(length),
+        ("List the colors from left to right.", "Which colors do you see from left to right?"): ", ".join(t.colour for t in things),
+        ("List the shapes from left to right.", "Which shapes do you see from left to right?"): ", ".join(t.shape for t in things),
+        (f"What color is the {ordinal} shape from the left?",): things[place].colour,
+        (f"What is the {ordinal} shape from the left?", f"Which shape is the {ordinal} from the left?"): things[place].shape,
+        ("How many shapes are in the row?", "How many shapes are there?", "Count the shapes."): str(len(things)),
     }
     questions = rng.choice(list(asks))
     return _pictured(rng, "wide", [drawn], rng.choice(questions), asks[questions])
+
+
+def wide(rng: Random) -> Problem:
+    return about_row(rng, row_of_things(rng))
 
 
 def image_follow_up(rng: Random) -> Problem:
@@ -229,3 +266,9 @@ def image_follow_up(rng: Random) -> Problem:
 
 def images(rng: Random) -> Problem:
     return rng.choice((colour_or_shape, colour_or_shape, count, position, compare, wide, image_follow_up))(rng)
+
+
+# Scenes that bear several questions, for training: how to draw one and how to ask about it.
+QUESTIONED: tuple[tuple[Callable[[Random], Scene], Callable[[Random, Scene], Problem]], ...] = (
+    (single_thing, about_single), (crowd, about_crowd), (group, about_group), (row_of_things, about_row),
+)  # fmt: skip

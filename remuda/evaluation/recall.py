@@ -102,7 +102,7 @@ def filler(rng: Random, tokens: int) -> list[str]:
     sentences: list[str] = []
     while tokens > 0:
         sentences.append(filler_sentence(rng))
-        tokens -= approximate_tokens(sentences[-1]) + 1
+        tokens -= approximate_tokens(sentences[-1])
     return sentences
 
 

@@ -1,0 +1,59 @@
+"""`remuda eval`: held-out accuracy of the demo model's skills, on a running server or a local model of any layout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+
+import httpx
+
+from remuda.cli.chat import local_server
+from remuda.config.arguments import ENGINE_FLAGS, Flag, FlagGroup, count
+from remuda.config.parser import FlagParser
+from remuda.protocol.errors import ConfigError
+
+EVAL = FlagGroup(
+    "evaluation",
+    (
+        Flag("base-url", "a running server, e.g. http://127.0.0.1:8000; without it a local model is started",
+             metavar="URL"),
+        Flag("served-model", "model name to ask the server for; default: its first", metavar="NAME"),
+        Flag("api-key", "bearer token", default="", metavar="KEY"),
+        Flag("skills", "which skills; default: all", plural=True, metavar="SKILL"),
+        Flag("num-problems", "held-out problems per skill", count, 100),
+        Flag("problem-seed", "other seed, other problems", int, 0),
+        Flag("concurrency", "requests at a time", count, 8),
+        Flag("details", "a line for every kind of problem", bool, False),
+        Flag("json", "print JSON, with examples of wrong replies, instead of the table", bool, False),
+        Flag("config", "YAML file of these flags", metavar="FILE"),
+    ),
+)  # fmt: skip
+
+
+def run(argv: Sequence[str]) -> int:
+    from remuda.evaluation.client import ServerAsk
+    from remuda.evaluation.run import run_eval
+
+    parser = FlagParser("remuda eval", "Held-out accuracy by skill.", (EVAL, *ENGINE_FLAGS), operand="[MODEL]")
+    parser.add_argument("model", nargs="?", help="checkpoint directory (default: the embedded model)")
+    options = parser.read(argv)
+    if options["base_url"] and options["model"]:
+        raise ConfigError("give a model or --base-url, not both")
+    with contextlib.ExitStack() as stack:
+        url = options["base_url"] or stack.enter_context(local_server(options, argv))
+        headers = {"Authorization": f"Bearer {options['api_key']}"} if options["api_key"] else {}
+        client = stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10)))
+        report = run_eval(
+            ServerAsk(client, options["served_model"] or first_model(client)), options["skills"] or (),
+            count=options["num_problems"], seed=options["problem_seed"], concurrency=options["concurrency"],
+        )  # fmt: skip
+    print(json.dumps(report.as_json(), indent=2) if options["json"] else report.table(options["details"]))
+    return 0
+
+
+def first_model(client: httpx.Client) -> str:
+    try:
+        return str(client.get("/v1/models").raise_for_status().json()["data"][0]["id"])
+    except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
+        raise ConfigError(f"no server answers at {client.base_url}: {error}") from error
