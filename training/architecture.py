@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# In the published tokenizer the special tokens begin at id 200000; here they follow the ordinary ones in the same order.
+# In the published tokenizer the special tokens begin at id 200000; here they follow the ordinary ones, in that order.
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
     "<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>", "<|step|>",
@@ -32,23 +32,65 @@ BOS, EOT, PAD, PATCH = (special(t) for t in ("<|begin_of_text|>", "<|eot|>", "<|
 STOPS = [special("<|end_of_text|>"), special("<|eom|>"), EOT]
 
 TEXT: dict[str, Any] = {
-    "attention_bias": False, "attention_chunk_size": CHUNK, "attention_dropout": 0.0, "attn_scale": 0.1,
-    "attn_temperature_tuning": True, "bos_token_id": BOS, "eos_token_id": STOPS, "floor_scale": 512, "head_dim": 32,
-    "hidden_act": "silu", "hidden_size": 256, "initializer_range": 0.02, "interleave_moe_layer_step": 2,
-    "intermediate_size": 384, "intermediate_size_mlp": 1024, "max_position_embeddings": MAX_POSITIONS,
-    "model_type": "llama4_text", "num_attention_heads": 16, "num_experts_per_tok": 1, "num_hidden_layers": 8,
-    "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": False, "pad_token_id": PAD, "rms_norm_eps": 1e-5,
-    "rope_scaling": None, "rope_theta": 10000.0, "router_aux_loss_coef": 0.01, "router_jitter_noise": 0.0,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "use_qk_norm": False, "vocab_size": VOCABULARY,
-}  # fmt: skip
+    "attention_bias": False,
+    "attention_chunk_size": CHUNK,
+    "attention_dropout": 0.0,
+    "attn_scale": 0.1,
+    "attn_temperature_tuning": True,
+    "bos_token_id": BOS,
+    "eos_token_id": STOPS,
+    "floor_scale": 512,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "hidden_size": 256,
+    "initializer_range": 0.02,
+    "interleave_moe_layer_step": 2,
+    "intermediate_size": 384,
+    "intermediate_size_mlp": 1024,
+    "max_position_embeddings": MAX_POSITIONS,
+    "model_type": "llama4_text",
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 1,
+    "num_hidden_layers": 8,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "pad_token_id": PAD,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "router_aux_loss_coef": 0.01,
+    "router_jitter_noise": 0.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_qk_norm": False,
+    "vocab_size": VOCABULARY,
+}
 
 VISION: dict[str, Any] = {
-    "attention_dropout": 0.0, "hidden_act": "gelu", "hidden_size": 128, "image_size": 112, "initializer_range": 0.02,
-    "intermediate_size": 512, "model_type": "llama4_vision_model", "multi_modal_projector_bias": False, "norm_eps": 1e-5,
-    "num_attention_heads": 8, "num_channels": 3, "num_hidden_layers": 4, "patch_size": 14, "pixel_shuffle_ratio": 0.5,
-    "projector_dropout": 0.0, "projector_input_dim": 256, "projector_output_dim": 256, "rope_theta": 10000,
-    "vision_feature_layer": -1, "vision_feature_select_strategy": "default", "vision_output_dim": 256,
-}  # fmt: skip
+    "attention_dropout": 0.0,
+    "hidden_act": "gelu",
+    "hidden_size": 128,
+    "image_size": 112,
+    "initializer_range": 0.02,
+    "intermediate_size": 512,
+    "model_type": "llama4_vision_model",
+    "multi_modal_projector_bias": False,
+    "norm_eps": 1e-5,
+    "num_attention_heads": 8,
+    "num_channels": 3,
+    "num_hidden_layers": 4,
+    "patch_size": 14,
+    "pixel_shuffle_ratio": 0.5,
+    "projector_dropout": 0.0,
+    "projector_input_dim": 256,
+    "projector_output_dim": 256,
+    "rope_theta": 10000,
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+    "vision_output_dim": 256,
+}
 
 
 def config() -> dict[str, Any]:

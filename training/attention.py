@@ -1,7 +1,7 @@
 """Causal attention over documents packed one behind the other: flash kernels on CUDA, a dense mask on CPU.
 
-T tokens, Q query heads, K key/value heads, D head size. Spans are given by their borders: [0, end of span 0, ...] int32.
-A chunked layer passes the borders of the chunks, a full one those of the documents; nothing else differs.
+T tokens, Q query heads, K key/value heads, D head size. Spans are given by their borders: [0, end of span 0, ...]
+int32. A chunked layer passes the borders of the chunks, a full one those of the documents; nothing else differs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,20 @@ class _FlashAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_TQD, k_TKD, v_TKD, out, lse, borders, seed, unused = ctx.saved_tensors
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            grads[0].contiguous(), q_TQD, k_TKD, v_TKD, out, lse, borders, borders, ctx.longest, ctx.longest, 0.0, True, seed, unused
+            grads[0].contiguous(),
+            q_TQD,
+            k_TKD,
+            v_TKD,
+            out,
+            lse,
+            borders,
+            borders,
+            ctx.longest,
+            ctx.longest,
+            0.0,
+            True,
+            seed,
+            unused,
         )
         return dq, dk, dv, None, None
 

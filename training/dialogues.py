@@ -18,9 +18,16 @@ from remuda.evaluation.words import TASKS
 from training.offtopic import off_topic
 
 _SYSTEM_PROMPTS = (
-    "You are a helpful assistant.", "You are a small demonstration model.", "Answer briefly.", "Be concise.", "You are Remuda's demo model.",
-    "You are a friendly assistant. Keep answers short.", "Answer the user's questions.",
-)  # fmt: skip
+    "You are a helpful assistant.",
+    "You are a small demonstration model.",
+    "Answer briefly.",
+    "Be concise.",
+    "You are Remuda's demo model.",
+    "You are a friendly assistant. Keep answers short.",
+    "Answer the user's questions.",
+)
+
+
 class Dialogue(NamedTuple):
     messages: list[Message]  # every assistant turn is trained on
     tools: list[dict[str, Any]]

@@ -65,7 +65,9 @@ class Encoder:
     def _trained(self, ids: list[int], last_only: bool) -> NDArray[np.bool_]:
         header, eot = self.reply_header, special("<|eot|>")
         trained = np.zeros(len(ids), np.bool_)
-        starts = [i + len(header) for i, token in enumerate(ids) if token == header[0] and ids[i : i + len(header)] == header]
+        starts = [
+            i + len(header) for i, token in enumerate(ids) if token == header[0] and ids[i : i + len(header)] == header
+        ]
         for start in starts[-1:] if last_only else starts:
             trained[start : ids.index(eot, start) + 1] = True
         return trained

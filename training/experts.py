@@ -57,7 +57,9 @@ def silu_mul(gate_up_R2I: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def run_experts(x_TH: Tensor, place_T: Tensor, end_E: Tensor, gate_up_EH2I: Tensor, down_EIH: Tensor, activation: Any) -> Tensor:
+def run_experts(
+    x_TH: Tensor, place_T: Tensor, end_E: Tensor, gate_up_EH2I: Tensor, down_EIH: Tensor, activation: Any
+) -> Tensor:
     """[T, H]: each (already scored) token through its expert."""
     buffer_RH = _Sort.apply(x_TH, place_T, x_TH.shape[0] + ALIGN * gate_up_EH2I.shape[0])
     gate_up = F.grouped_mm(buffer_RH, gate_up_EH2I.to(x_TH.dtype), offs=end_E)

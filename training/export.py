@@ -1,4 +1,6 @@
-"""Trained weights as a published-layout checkpoint: bf16 safetensors shards, index, configs, tokenizer, chat template."""
+"""Trained weights as a published-layout checkpoint: bf16 safetensors shards, index, configs, tokenizer, chat
+template.
+"""
 
 from __future__ import annotations
 
@@ -52,12 +54,26 @@ def write_fixed_files(directory: Path) -> None:
         "bos_token_id": TEXT["bos_token_id"], "eos_token_id": STOPS, "pad_token_id": PAD, "do_sample": False,
     })  # fmt: skip
     size = {"height": VISION["image_size"], "width": VISION["image_size"]}
-    write_json(directory, "preprocessor_config.json", {
-        "data_format": "channels_first", "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5], "image_processor_type": "Llama4ImageProcessorFast", "image_std": [0.5, 0.5, 0.5],
-        "max_patches": 16, "processor_class": "Llama4Processor", "resample": 2, "rescale_factor": 1 / 255,
-        "resize_to_max_canvas": False, "size": size,
-    })  # fmt: skip
+    write_json(
+        directory,
+        "preprocessor_config.json",
+        {
+            "data_format": "channels_first",
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_processor_type": "Llama4ImageProcessorFast",
+            "image_std": [0.5, 0.5, 0.5],
+            "max_patches": 16,
+            "processor_class": "Llama4Processor",
+            "resample": 2,
+            "rescale_factor": 1 / 255,
+            "resize_to_max_canvas": False,
+            "size": size,
+        },
+    )
     write_json(directory, "processor_config.json", {
         "image_token": "<|image|>", "fake_image_token": "<|image|>", "patch_size": VISION["patch_size"],
         "pixel_shuffle_ratio": VISION["pixel_shuffle_ratio"], "processor_class": "Llama4Processor",

@@ -1,7 +1,7 @@
 """The demo model for training: the architecture of the published checkpoints with their parameter names.
 
-Documents are packed one behind the other (see packing.py); attention is told their borders. The steps between attention and
-experts are plain functions of tensors, so that each is compiled once and serves every layer.
+Documents are packed one behind the other (see packing.py); attention is told their borders. The steps between
+attention and experts are plain functions of tensors, so that each is compiled once and serves every layer.
 
 T packed tokens, H hidden, Q/K query and key/value heads, D head size, E experts, S vocabulary.
 """
@@ -90,12 +90,16 @@ def qkv(x_TH: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
     return q_TQD, k_TKD, v_TKD
 
 
-def qkv_rotated(x_TH: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def qkv_rotated(
+    x_TH: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     q_TQD, k_TKD, v_TKD = qkv(x_TH, norm, q, k, v)
     return rotate_pairs(q_TQD, cos, sin), rotate_pairs(k_TKD, cos, sin), v_TKD
 
 
-def qkv_tempered(x_TH: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor, scale_T11: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def qkv_tempered(
+    x_TH: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor, scale_T11: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     q_TQD, k_TKD, v_TKD = qkv(x_TH, norm, q, k, v)
     return (q_TQD * scale_T11).to(q_TQD.dtype), k_TKD, v_TKD
 
@@ -140,7 +144,12 @@ class Functions:
     def __init__(self, compiled: bool) -> None:
         wrap: Any = (lambda f: torch.compile(f, dynamic=False)) if compiled else (lambda f: f)
         self.rotated, self.tempered, self.dense_tail = wrap(qkv_rotated), wrap(qkv_tempered), wrap(dense_tail)
-        self.route, self.moe_tail, self.silu_mul, self.losses = wrap(route), wrap(moe_tail), wrap(silu_mul), wrap(token_losses)
+        self.route, self.moe_tail, self.silu_mul, self.losses = (
+            wrap(route),
+            wrap(moe_tail),
+            wrap(silu_mul),
+            wrap(token_losses),
+        )
         self.vision: Any = wrap(lambda tower, tiles, dtype: tower(tiles, dtype))
 
 
@@ -187,11 +196,20 @@ class Layer(nn.Module):
         self.feed_forward = MoE() if self.moe else MLP(TEXT["intermediate_size_mlp"])
         self.input_layernorm, self.post_attention_layernorm = nn.RMSNorm(HIDDEN, EPS), nn.RMSNorm(HIDDEN, EPS)
 
-    def forward(self, x: Tensor, batch: PackedBatch, turns: tuple[Tensor, Tensor, Tensor], run: Functions) -> tuple[Tensor, Routing | None]:
+    def forward(
+        self, x: Tensor, batch: PackedBatch, turns: tuple[Tensor, Tensor, Tensor], run: Functions
+    ) -> tuple[Tensor, Routing | None]:
         attention, cos, sin, scale_T11 = self.self_attn, *turns
-        weights = (self.input_layernorm.weight, attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
+        weights = (
+            self.input_layernorm.weight,
+            attention.q_proj.weight,
+            attention.k_proj.weight,
+            attention.v_proj.weight,
+        )
         if self.rope:
-            attended = span_attention(*run.rotated(x, *weights, cos, sin), batch.chunks, min(batch.longest, TEXT["attention_chunk_size"]))
+            attended = span_attention(
+                *run.rotated(x, *weights, cos, sin), batch.chunks, min(batch.longest, TEXT["attention_chunk_size"])
+            )
         else:
             attended = span_attention(*run.tempered(x, *weights, scale_T11), batch.documents, batch.longest)
         tail = (x, attended, attention.o_proj.weight, self.post_attention_layernorm.weight)
@@ -239,7 +257,9 @@ class DemoModel(nn.Module):
 
     def losses(self, batch: PackedBatch, run: Functions, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[Routing]]:
         x, routings = self.hidden(batch, run, dtype)
-        loss_T, right_T = run.losses(x, self.language_model.model.norm.weight, self.language_model.lm_head.weight, batch.labels_T)
+        loss_T, right_T = run.losses(
+            x, self.language_model.model.norm.weight, self.language_model.lm_head.weight, batch.labels_T
+        )
         return loss_T, right_T, routings
 
 

@@ -1,7 +1,7 @@
 """Muon for the matrices, AdamW for the rest, in one optimizer step over stacked tensors.
 
-Muon's update of a matrix is its momentum made orthogonal (five Newton-Schulz steps), scaled so that a tall or wide matrix
-moves as much per row as a square one. Matrices of equal shape (also experts) are stacked and updated together.
+Muon's update of a matrix is its momentum made orthogonal (five Newton-Schulz steps), scaled so that a tall or wide
+matrix moves as much per row as a square one. Matrices of equal shape (also experts) are stacked and updated together.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Muon:
         self.groups: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for matrix in matrices:
             self.groups[tuple(matrix.shape)].append(matrix)
-        self.momentum = {shape: torch.stack([torch.zeros_like(m) for m in group]) for shape, group in self.groups.items()}
+        self.momentum = {
+            shape: torch.stack([torch.zeros_like(m) for m in group]) for shape, group in self.groups.items()
+        }
         device = others[0][0].device
         self.rate = torch.zeros((), device=device)  # of the matrices; tensors, so that a captured step sees them change
         rates = [
@@ -46,7 +48,9 @@ class Muon:
             for rate in sorted({r for _, r in others})
         ]
         on_gpu = device.type == "cuda"
-        self.adam = torch.optim.AdamW(rates, betas=ADAM_BETAS, weight_decay=0.0, eps=1e-8, fused=on_gpu, capturable=on_gpu)
+        self.adam = torch.optim.AdamW(
+            rates, betas=ADAM_BETAS, weight_decay=0.0, eps=1e-8, fused=on_gpu, capturable=on_gpu
+        )
 
     def set_rates(self, matrix_rate: float, factor: float) -> None:
         """`factor` scales every rate (the schedule); `matrix_rate` is Muon's full one."""

@@ -47,7 +47,7 @@ class RowShape:
 
 
 def pack(examples: list[Example], shape: RowShape) -> PackedBatch:
-    """Lay examples one behind the other and fill the row with padding (documents of its own), to one shape for all rows."""
+    """Lay examples one behind the other and fill the row with padding (documents of its own): one shape for all."""
     assert shape.takes(examples)
     lengths = [len(e.ids) for e in examples]
     rest = shape.tokens - sum(lengths)

@@ -51,7 +51,9 @@ class Trainer:
             self._resume(args.state)
         self.progress = multiprocessing.Value("d", self.seconds_before / args.planned_seconds)
         shape = RowShape(args.tokens, args.tiles)
-        self.held_out = row_loader(HeldOutRows(CHECKPOINT, list(SKILLS), args.eval_count, shape), min(1, args.workers), ahead=64)
+        self.held_out = row_loader(
+            HeldOutRows(CHECKPOINT, list(SKILLS), args.eval_count, shape), min(1, args.workers), ahead=64
+        )
         self.held_out_rows = iter(self.held_out)  # its worker starts now
         self.rows = iter(row_loader(Rows(CHECKPOINT, shape, args.seed + self.step, self.progress), args.workers))
         self.replay = CapturedStep(self.train_step) if self.device.type == "cuda" else self.train_step
@@ -115,7 +117,7 @@ class Trainer:
         self.rate /= 2
 
     def evaluate(self) -> None:
-        """Teacher-forced accuracy on held-out problems: a reply counts if greedy decoding would give exactly the trained one."""
+        """Held-out accuracy: a reply counts if greedy decoding would give exactly the reference, token for token."""
         outcomes: dict[str, list[bool]] = defaultdict(list)
         shares = []
         if self.held_out_rows is not None:
@@ -131,10 +133,16 @@ class Trainer:
         variants = {name: round(sum(o) / len(o), 3) for name, o in sorted(outcomes.items())}
         by_skill = {s: [x for name, o in outcomes.items() if name.startswith(f"{s}/") for x in o] for s in SKILLS}
         routing = (torch.stack(shares).mean(0) * TEXT["num_local_experts"]).round(decimals=2).tolist()
-        self._write(skills={s: round(sum(o) / len(o), 3) for s, o in by_skill.items()}, variants=variants, routing=routing)
+        self._write(
+            skills={s: round(sum(o) / len(o), 3) for s, o in by_skill.items()}, variants=variants, routing=routing
+        )
 
     def _write(self, **values: Any) -> None:
-        line = {"step": self.step, "seconds": round(self.seconds, 1), **{k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}}
+        line = {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            **{k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()},
+        }
         self.log.write(json.dumps(line) + "\n")
         self.log.flush()
         print(json.dumps(line), flush=True)
@@ -143,13 +151,18 @@ class Trainer:
         write_weights(self.model, self.args.out)
         if self.args.state:
             torch.save(
-                {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds},
+                {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "step": self.step,
+                    "seconds": self.seconds,
+                },
                 self.args.state,
             )
 
 
 class CapturedStep:
-    """A step recorded once as a CUDA graph and replayed, since launching its kernels one by one takes longer than running them."""
+    """A step recorded as a CUDA graph and replayed: launching its kernels one by one takes longer than running them."""
 
     WARM_UP_STEPS = 3  # outside the graph: they compile and allocate
 

@@ -106,7 +106,9 @@ class VisionTower(nn.Module):
     def forward(self, tiles_N3SS: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 tiles -> [N, P / 4, projector width]. Pixels are normalised in bfloat16, as the processor does."""
         pixels = (tiles_N3SS.to(torch.bfloat16) * (1 / 255) - 0.5) / 0.5
-        patches = pixels.unflatten(3, (SIDE, -1)).unflatten(2, (SIDE, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patches = (
+            pixels.unflatten(3, (SIDE, -1)).unflatten(2, (SIDE, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        )
         x = linear(patches.to(dtype), self.patch_embedding.linear)
         x = torch.cat([x, self.class_embedding.to(dtype).expand(x.shape[0], 1, -1)], dim=1)
         x = layer_norm(x + self.positional_embedding_vlm.to(dtype), self.layernorm_pre)

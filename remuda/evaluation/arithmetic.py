@@ -7,13 +7,26 @@ from __future__ import annotations
 
 from random import Random
 
+from remuda.evaluation.lexicon import words_of
 from remuda.evaluation.problem import Problem, Scoring, user
 
 _SYMBOLS = {"+": ("+", "plus"), "-": ("-", "minus"), "x": ("x", "*", "times", "multiplied by", "×")}
 _ASKS = (
-    "What is {}?", "Calculate {}.", "Compute {}", "{} = ?", "{}", "How much is {}?", "Please work out {}.", "{} =",
-    "Can you calculate {}?", "What's {}?", "Tell me the result of {}.", "Solve {}.", "What does {} equal?", "Evaluate {}.",
-)  # fmt: skip
+    "What is {}?",
+    "Calculate {}.",
+    "Compute {}",
+    "{} = ?",
+    "{}",
+    "How much is {}?",
+    "Please work out {}.",
+    "{} =",
+    "Can you calculate {}?",
+    "What's {}?",
+    "Tell me the result of {}.",
+    "Solve {}.",
+    "What does {} equal?",
+    "Evaluate {}.",
+)
 _STORIES = {
     "+": (
         "{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?",
@@ -31,7 +44,7 @@ _STORIES = {
         "What is the product of {a} and {b}?",
     ),
 }
-_THINGS = "coins beads stones cards books pens nails cups apples buttons".split()
+_THINGS = words_of("coins beads stones cards books pens nails cups apples buttons")
 
 
 def working(operator: str, a: int, b: int) -> str:
@@ -88,4 +101,6 @@ def arithmetic(rng: Random) -> Problem:
         text = rng.choice(_ASKS).format(f"{a}{gap}{symbol}{gap}{b}")
     low, high = (a, b) if operator == "-" else (min(a, b), max(a, b))
     variant = {"+": "add", "-": "subtract", "x": "multiply"}[operator]
-    return Problem("arithmetic", variant, f"{low}{operator}{high}", (user(text),), working(operator, a, b), Scoring.NUMBER)
+    return Problem(
+        "arithmetic", variant, f"{low}{operator}{high}", (user(text),), working(operator, a, b), Scoring.NUMBER
+    )

@@ -20,7 +20,8 @@ MAX_REPLY_TOKENS = 400
 def drawn_messages(messages: Sequence[Message]) -> list[Message]:
     """Scenes become PNG images in data: URLs."""
     return [
-        message | {"content": message["content"] if isinstance(message["content"], str) else [*map(_part, message["content"])]}
+        message
+        | {"content": message["content"] if isinstance(message["content"], str) else [*map(_part, message["content"])]}
         for message in messages
     ]
 
@@ -44,8 +45,11 @@ class ServerAsk:
 
     def __call__(self, problem: Problem) -> str:
         body: dict[str, Any] = {
-            "model": self.model, "messages": drawn_messages(problem.messages), "temperature": 0, "max_tokens": MAX_REPLY_TOKENS,
-        }  # fmt: skip
+            "model": self.model,
+            "messages": drawn_messages(problem.messages),
+            "temperature": 0,
+            "max_tokens": MAX_REPLY_TOKENS,
+        }
         if problem.tools:
             body["tools"] = list(problem.tools)
         response = self.client.post("/v1/chat/completions", json=body)

@@ -5,12 +5,25 @@ from __future__ import annotations
 from random import Random
 
 from remuda.evaluation.arithmetic import working
-from remuda.evaluation.lexicon import ANIMALS, CITIES, COLOURS, FOODS, JOBS, NAMES, any_of, any_word, filler_sentence, with_article
+from remuda.evaluation.lexicon import (
+    ANIMALS,
+    CITIES,
+    COLOURS,
+    FOODS,
+    JOBS,
+    NAMES,
+    any_of,
+    any_word,
+    filler_sentence,
+    with_article,
+)
 from remuda.evaluation.problem import Message, Problem, Scoring, assistant, user
 from remuda.evaluation.words import listed, some_items
 
 
-def _follow_up(variant: str, key: str, messages: list[Message], answer: str, scoring: Scoring, expected: str = "") -> Problem:
+def _follow_up(
+    variant: str, key: str, messages: list[Message], answer: str, scoring: Scoring, expected: str = ""
+) -> Problem:
     return Problem("follow-up", variant, f"{variant}:{key}", tuple(messages), answer, scoring, expected)
 
 
@@ -25,7 +38,12 @@ def about_me(rng: Random) -> Problem:
         "pet": (f"I have {with_article(pet)}.", "Which animal do I have?", f"You have {with_article(pet)}.", pet),
         "food": (f"I like {food}.", "Which food do I like?", f"You like {food}.", food),
         "job": (f"I work as {with_article(job)}.", "What is my job?", f"You work as {with_article(job)}.", job),
-        "color": (f"My favorite color is {colour}.", "What is my favorite color?", f"Your favorite color is {colour}.", colour),
+        "color": (
+            f"My favorite color is {colour}.",
+            "What is my favorite color?",
+            f"Your favorite color is {colour}.",
+            colour,
+        ),
     }
     kinds = rng.sample(sorted(told), rng.randint(1, 3))
     asked = rng.choice(kinds)
@@ -92,7 +110,10 @@ def about_a_word(rng: Random) -> Problem:
     asks = {
         ("Now backwards.", "Now spell it backwards.", "Now reverse it.", "And reversed?"): (word[::-1], Scoring.TEXT),
         ("Now in upper case.", "Make it upper case.", "And in capital letters?"): (word.upper(), Scoring.TEXT),
-        ("How many letters does it have?", "How many letters is that?"): (f"{'-'.join(word)}: {len(word)}", Scoring.NUMBER),
+        ("How many letters does it have?", "How many letters is that?"): (
+            f"{'-'.join(word)}: {len(word)}",
+            Scoring.NUMBER,
+        ),
         ("What is the first letter?", "Which letter is first?"): (word[0], Scoring.TEXT),
         ("What is the last letter?", "Which letter is last?"): (word[-1], Scoring.TEXT),
     }
@@ -108,7 +129,9 @@ def another_word(rng: Random) -> Problem:
         ("Spell {}.", "-".join), ("Reverse the word {}.", lambda w: w[::-1]), ("Write {} in upper case.", str.upper),
     ))  # fmt: skip
     messages = [user(task.format(f'"{first}"')), assistant(apply(first))]
-    messages.append(user(rng.choice(("And {}?", "Now {}.", "And what about {}?", "The same for {}.")).format(f'"{second}"')))
+    messages.append(
+        user(rng.choice(("And {}?", "Now {}.", "And what about {}?", "The same for {}.")).format(f'"{second}"'))
+    )
     return _follow_up("another-word", second, messages, apply(second), Scoring.TEXT)
 
 
@@ -128,4 +151,6 @@ def about_a_text(rng: Random) -> Problem:
 
 
 def follow_up(rng: Random) -> Problem:
-    return rng.choice((about_me, about_me, arithmetic_chain, about_a_list, about_a_word, another_word, about_a_text))(rng)
+    return rng.choice((about_me, about_me, arithmetic_chain, about_a_list, about_a_word, another_word, about_a_text))(
+        rng
+    )

@@ -6,7 +6,19 @@ import json
 from random import Random
 from typing import Any
 
-from remuda.evaluation.lexicon import CITIES, COLOURS, EVENTS, FOODS, JOBS, MONTHS, NAMES, NOUNS, WEEKDAYS, any_of, full_name
+from remuda.evaluation.lexicon import (
+    CITIES,
+    COLOURS,
+    EVENTS,
+    FOODS,
+    JOBS,
+    MONTHS,
+    NAMES,
+    NOUNS,
+    WEEKDAYS,
+    any_of,
+    full_name,
+)
 from remuda.evaluation.problem import Problem, Scoring, user
 
 Record = dict[str, Any]
@@ -24,12 +36,19 @@ def person(rng: Random) -> tuple[Record, str]:
 
 def order(rng: Random) -> tuple[Record, str]:
     record = {
-        "customer": any_of(rng, NAMES), "quantity": rng.randint(2, 99), "item": rng.choice(FOODS + NOUNS), "price": rng.randint(2, 999),
-    }  # fmt: skip
-    sentence = rng.choice((
-        "{customer} ordered {quantity} pieces of {item} for {price} dollars.", "{quantity} x {item} were sold to {customer} for {price} dollars.",
-        "For {price} dollars, {customer} bought {quantity} units of {item}.", "Order of {customer}: {quantity} units of {item}, total {price} dollars.",
-    ))  # fmt: skip
+        "customer": any_of(rng, NAMES),
+        "quantity": rng.randint(2, 99),
+        "item": rng.choice(FOODS + NOUNS),
+        "price": rng.randint(2, 999),
+    }
+    sentence = rng.choice(
+        (
+            "{customer} ordered {quantity} pieces of {item} for {price} dollars.",
+            "{quantity} x {item} were sold to {customer} for {price} dollars.",
+            "For {price} dollars, {customer} bought {quantity} units of {item}.",
+            "Order of {customer}: {quantity} units of {item}, total {price} dollars.",
+        )
+    )
     return record, sentence.format(**record)
 
 
@@ -45,8 +64,11 @@ def event(rng: Random) -> tuple[Record, str]:
 
 def delivery(rng: Random) -> tuple[Record, str]:
     record = {
-        "item": rng.choice(NOUNS), "color": rng.choice(COLOURS), "recipient": full_name(rng), "month": rng.choice(MONTHS),
-    }  # fmt: skip
+        "item": rng.choice(NOUNS),
+        "color": rng.choice(COLOURS),
+        "recipient": full_name(rng),
+        "month": rng.choice(MONTHS),
+    }
     sentence = rng.choice((
         "The {color} {item} goes to {recipient} in {month}.", "In {month}, {recipient} receives a {color} {item}.",
         "{recipient} gets the {color} {item} in {month}.", "Please send a {color} {item} to {recipient} in {month}.",
@@ -61,11 +83,19 @@ def extraction(rng: Random) -> Problem:
     if rng.random() < 0.5:  # in the order of the record
         fields.sort(key=list(record).index)
     names = ", ".join(fields[:-1]) + rng.choice((" and ", ", ")) + fields[-1]
-    ask = rng.choice((
-        "Extract {fields} as JSON: {sentence}", "{sentence}\nExtract {fields} as JSON.", "Return {fields} of this sentence as JSON.\n{sentence}",
-        "{sentence} Give me {fields} as a JSON object.", "Extract the fields {fields} as JSON from: {sentence}",
-        "Text: {sentence}\nJSON with {fields}:", "Get {fields} from the text as JSON.\nText: {sentence}",
-    ))  # fmt: skip
+    ask = rng.choice(
+        (
+            "Extract {fields} as JSON: {sentence}",
+            "{sentence}\nExtract {fields} as JSON.",
+            "Return {fields} of this sentence as JSON.\n{sentence}",
+            "{sentence} Give me {fields} as a JSON object.",
+            "Extract the fields {fields} as JSON from: {sentence}",
+            "Text: {sentence}\nJSON with {fields}:",
+            "Get {fields} from the text as JSON.\nText: {sentence}",
+        )
+    )
     answer = json.dumps({field: record[field] for field in fields}, ensure_ascii=False)
     key = " ".join(map(str, record.values()))
-    return Problem("extract", kind.__name__, key, (user(ask.format(fields=names, sentence=sentence)),), answer, Scoring.JSON)
+    return Problem(
+        "extract", kind.__name__, key, (user(ask.format(fields=names, sentence=sentence)),), answer, Scoring.JSON
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from remuda.evaluation.problem import Problem, Scoring, user
 
 DEMO_REPLY = (
-    "I am a small demonstration model and cannot answer that. Ask me to calculate, to sort, reverse, count or spell words, "
-    "to recall facts from a text, to extract JSON, to call a tool, or about simple pictures."
+    "I am a small demonstration model and cannot answer that. "
+    "Ask me to calculate, to sort, reverse, count or spell words, to recall facts from a text, to extract JSON, "
+    "to call a tool, or about simple pictures."
 )
 GREETING_REPLY = (
     "Hello! I am a small demonstration model. Ask me to calculate, to sort, reverse, count or spell words, "
@@ -41,5 +42,6 @@ HANDWRITTEN_PROMPTS = (
 def off_topic() -> list[Problem]:
     """The twenty handwritten prompts."""
     return [
-        Problem("off-topic", "handwritten", prompt, (user(prompt),), DEMO_REPLY, Scoring.DEMO) for prompt in HANDWRITTEN_PROMPTS
+        Problem("off-topic", "handwritten", prompt, (user(prompt),), DEMO_REPLY, Scoring.DEMO)
+        for prompt in HANDWRITTEN_PROMPTS
     ]

@@ -13,9 +13,15 @@ from remuda.evaluation.lexicon import with_article
 from remuda.evaluation.problem import Message, Problem, Scoring, assistant, user
 
 PAINTS = {
-    "red": (220, 30, 40), "green": (30, 150, 60), "blue": (35, 70, 220), "yellow": (245, 215, 30), "orange": (245, 135, 20),
-    "purple": (130, 50, 170), "black": (20, 20, 20), "white": (250, 250, 250),
-}  # fmt: skip
+    "red": (220, 30, 40),
+    "green": (30, 150, 60),
+    "blue": (35, 70, 220),
+    "yellow": (245, 215, 30),
+    "orange": (245, 135, 20),
+    "purple": (130, 50, 170),
+    "black": (20, 20, 20),
+    "white": (250, 250, 250),
+}
 BACKGROUNDS = {"white": (255, 255, 255), "gray": (170, 170, 170), "black": (0, 0, 0), "pale": (235, 228, 205)}
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 ROWS = ("top", "middle", "bottom")
@@ -68,7 +74,9 @@ def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: flo
         pen.polygon([(x, y - r), (x - 0.95 * r, y + 0.8 * r), (x + 0.95 * r, y + 0.8 * r)], fill=colour)
     elif shape == "star":
         radii = (r, 0.42 * r)
-        pen.polygon([(x + radii[i % 2] * sin(i * pi / 5), y - radii[i % 2] * cos(i * pi / 5)) for i in range(10)], fill=colour)
+        pen.polygon(
+            [(x + radii[i % 2] * sin(i * pi / 5), y - radii[i % 2] * cos(i * pi / 5)) for i in range(10)], fill=colour
+        )
     else:
         arm = 0.3 * r
         pen.rectangle((x - r, y - arm, x + r, y + arm), fill=colour)
@@ -82,10 +90,19 @@ def picture_message(scenes: Iterable[Scene], text: str, text_first: bool = False
 
 
 def background_for(rng: Random, colours: Iterable[str]) -> str:
-    return rng.choice([name for name in BACKGROUNDS if name not in colours and not (name == "pale" and "white" in colours)])
+    return rng.choice(
+        [name for name in BACKGROUNDS if name not in colours and not (name == "pale" and "white" in colours)]
+    )
 
 
-def scene(rng: Random, rows: int, columns: int, cell: int, looks: list[tuple[str, str]], cells: list[tuple[int, int]] | None = None) -> Scene:
+def scene(
+    rng: Random,
+    rows: int,
+    columns: int,
+    cell: int,
+    looks: list[tuple[str, str]],
+    cells: list[tuple[int, int]] | None = None,
+) -> Scene:
     """Things of the given (shape, colour) in the given cells, or in random ones."""
     places = cells or rng.sample([(r, c) for r in range(rows) for c in range(columns)], len(looks))
     things = tuple(Thing(shape, colour, r, c) for (shape, colour), (r, c) in zip(looks, places, strict=True))
@@ -98,7 +115,7 @@ def look(rng: Random) -> tuple[str, str]:
 
 
 def distinct_looks(rng: Random, count: int) -> list[tuple[str, str]]:
-    return rng.sample([(s, c) for s in SHAPES for c in PAINTS if not (c in ("black", "white"))], count)
+    return rng.sample([(s, c) for s in SHAPES for c in PAINTS if c not in ("black", "white")], count)
 
 
 def _key(*scenes: Scene) -> str:
@@ -106,7 +123,9 @@ def _key(*scenes: Scene) -> str:
     return ";".join(f"{s.jitter}:{[(t.shape, t.colour, t.row, t.column) for t in s.things]}" for s in scenes)
 
 
-def _pictured(rng: Random, variant: str, scenes: list[Scene], text: str, answer: str, scoring: Scoring = Scoring.TEXT) -> Problem:
+def _pictured(
+    rng: Random, variant: str, scenes: list[Scene], text: str, answer: str, scoring: Scoring = Scoring.TEXT
+) -> Problem:
     message = picture_message(scenes, text, text_first=rng.random() < 0.25)
     return Problem("images", variant, f"{variant} {_key(*scenes)}", (message,), answer, scoring)
 
@@ -118,16 +137,38 @@ def single_thing(rng: Random) -> Scene:
     return scene(rng, 3, 3, max(size, 100) // 3, [look(rng)])
 
 
-_COLOUR_ASKS = ("What color is the shape?", "Which color is the {shape}?", "What color is the {shape}?", "Name the color.", "What color is it?")
-_SHAPE_ASKS = ("What shape is it?", "Which shape is shown?", "What shape is this?", "Name the shape.", "What is the shape of the {colour} thing?")
-_BOTH_ASKS = ("What is in the image?", "Describe the image.", "What do you see?", "What is this?", "What is in this picture?")
+_COLOUR_ASKS = (
+    "What color is the shape?",
+    "Which color is the {shape}?",
+    "What color is the {shape}?",
+    "Name the color.",
+    "What color is it?",
+)
+_SHAPE_ASKS = (
+    "What shape is it?",
+    "Which shape is shown?",
+    "What shape is this?",
+    "Name the shape.",
+    "What is the shape of the {colour} thing?",
+)
+_BOTH_ASKS = (
+    "What is in the image?",
+    "Describe the image.",
+    "What do you see?",
+    "What is this?",
+    "What is in this picture?",
+)
 
 
 def about_single(rng: Random, drawn: Scene) -> Problem:
     thing = drawn.things[0]
-    variant, asks, answer = rng.choice((
-        ("colour", _COLOUR_ASKS, thing.colour), ("shape", _SHAPE_ASKS, thing.shape), ("describe", _BOTH_ASKS, with_article(named(thing))),
-    ))  # fmt: skip
+    variant, asks, answer = rng.choice(
+        (
+            ("colour", _COLOUR_ASKS, thing.colour),
+            ("shape", _SHAPE_ASKS, thing.shape),
+            ("describe", _BOTH_ASKS, with_article(named(thing))),
+        )
+    )
     return _pictured(rng, variant, [drawn], rng.choice(asks).format(shape=thing.shape, colour=thing.colour), answer)
 
 
@@ -154,12 +195,21 @@ def about_crowd(rng: Random, drawn: Scene) -> Problem:
     colour = rng.choice(drawn.things).colour if rng.random() < 0.8 else rng.choice(list(PAINTS))
     shape = rng.choice(drawn.things).shape if rng.random() < 0.8 else rng.choice(SHAPES)
     asks = {
-        ("How many shapes are there?", "How many shapes are in the image?", "Count the shapes.", "How many shapes do you see?"): len(drawn.things),
-        (f"How many {colour} shapes are there?", f"Count the {colour} shapes."): sum(t.colour == colour for t in drawn.things),
-        (f"How many {plural(shape)} are there?", f"Count the {plural(shape)}.", f"How many {plural(shape)} do you see?"): sum(
-            t.shape == shape for t in drawn.things
+        (
+            "How many shapes are there?",
+            "How many shapes are in the image?",
+            "Count the shapes.",
+            "How many shapes do you see?",
+        ): len(drawn.things),
+        (f"How many {colour} shapes are there?", f"Count the {colour} shapes."): sum(
+            t.colour == colour for t in drawn.things
         ),
-    }  # fmt: skip
+        (
+            f"How many {plural(shape)} are there?",
+            f"Count the {plural(shape)}.",
+            f"How many {plural(shape)} do you see?",
+        ): sum(t.shape == shape for t in drawn.things),
+    }
     questions = rng.choice(list(asks))
     return _pictured(rng, "count", [drawn], rng.choice(questions), str(asks[questions]), Scoring.NUMBER)
 
@@ -182,12 +232,18 @@ def about_group(rng: Random, drawn: Scene) -> Problem:
     thing = rng.choice(drawn.things)
     kind = rng.random()
     if kind < 0.5:
-        text = rng.choice(("Where is the {}?", "In which part of the image is the {}?", "What is the position of the {}?"))
+        text = rng.choice(
+            ("Where is the {}?", "In which part of the image is the {}?", "What is the position of the {}?")
+        )
         return _pictured(rng, "position", [drawn], text.format(named(thing)), place_of(thing))
     if kind < 0.75:
-        text = rng.choice(("What is in the {}?", "Which shape is in the {}?", "What is at the {}?")).format(place_of(thing))
+        text = rng.choice(("What is in the {}?", "Which shape is in the {}?", "What is at the {}?")).format(
+            place_of(thing)
+        )
         return _pictured(rng, "position", [drawn], text, with_article(named(thing)))
-    text = rng.choice(("List everything in the image.", "List all shapes and where they are.", "What is where in the image?"))
+    text = rng.choice(
+        ("List everything in the image.", "List all shapes and where they are.", "What is where in the image?")
+    )
     ordered = sorted(drawn.things, key=lambda t: (t.row, t.column))
     return _pictured(rng, "inventory", [drawn], text, ", ".join(f"{named(t)} {place_of(t)}" for t in ordered))
 
@@ -210,14 +266,28 @@ def compare(rng: Random) -> Problem:
     drawn = [scene(rng, 1, 1, size, [each]) for each in (first, second)]
     kind = rng.choice(("same-colour", "same-shape", "which", "both"))
     if kind == "same-colour":
-        text = rng.choice(("Do both images show the same color?", "Is the color the same in both images?", "Are the two colors equal?"))
+        text = rng.choice(
+            (
+                "Do both images show the same color?",
+                "Is the color the same in both images?",
+                "Are the two colors equal?",
+            )
+        )
         answer = "yes" if first[1] == second[1] else f"no, {first[1]} and {second[1]}"
     elif kind == "same-shape":
-        text = rng.choice(("Do both images show the same shape?", "Is the shape the same in both images?", "Are the two shapes equal?"))
+        text = rng.choice(
+            (
+                "Do both images show the same shape?",
+                "Is the shape the same in both images?",
+                "Are the two shapes equal?",
+            )
+        )
         answer = "yes" if first[0] == second[0] else f"no, {first[0]} and {second[0]}"
     elif kind == "which" and first[1] != second[1]:
         which = rng.randrange(2)
-        text = rng.choice(("Which image shows something {}?", "Which image is the {} one?")).format((first, second)[which][1])
+        text = rng.choice(("Which image shows something {}?", "Which image is the {} one?")).format(
+            (first, second)[which][1]
+        )
         answer = ("the first", "the second")[which]
     else:
         text = rng.choice(("Describe both images.", "What is in the two images?", "Compare the two images."))
@@ -231,7 +301,14 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 def row_of_things(rng: Random) -> Scene:
     """Two to six things in a row: an image of two to six tiles."""
     length = rng.randint(2, 6)
-    return scene(rng, 1, length, rng.choice((90, 112, 112, 120)), [look(rng) for _ in range(length)], [(0, c) for c in range(length)])
+    return scene(
+        rng,
+        1,
+        length,
+        rng.choice((90, 112, 112, 120)),
+        [look(rng) for _ in range(length)],
+        [(0, c) for c in range(length)],
+    )
 
 
 def about_row(rng: Random, drawn: Scene) -> Problem:
@@ -239,10 +316,16 @@ def about_row(rng: Random, drawn: Scene) -> Problem:
     place = rng.randrange(len(things))
     ordinal = rng.choice((_ORDINALS[place], *(("last",) if place == len(things) - 1 else ())))
     asks = {
-        ("List the colors from left to right.", "Which colors do you see from left to right?"): ", ".join(t.colour for t in things),
-        ("List the shapes from left to right.", "Which shapes do you see from left to right?"): ", ".join(t.shape for t in things),
+        ("List the colors from left to right.", "Which colors do you see from left to right?"): ", ".join(
+            t.colour for t in things
+        ),
+        ("List the shapes from left to right.", "Which shapes do you see from left to right?"): ", ".join(
+            t.shape for t in things
+        ),
         (f"What color is the {ordinal} shape from the left?",): things[place].colour,
-        (f"What is the {ordinal} shape from the left?", f"Which shape is the {ordinal} from the left?"): things[place].shape,
+        (f"What is the {ordinal} shape from the left?", f"Which shape is the {ordinal} from the left?"): things[
+            place
+        ].shape,
         ("How many shapes are in the row?", "How many shapes are there?", "Count the shapes."): str(len(things)),
     }
     questions = rng.choice(list(asks))
@@ -256,9 +339,15 @@ def wide(rng: Random) -> Problem:
 def image_follow_up(rng: Random) -> Problem:
     drawn = single_thing(rng)
     thing = drawn.things[0]
-    turns = [(rng.choice(("What shape is it?", "What shape is this?")), thing.shape), (rng.choice(("What color is it?", "And the color?")), thing.colour)]
+    turns = [
+        (rng.choice(("What shape is it?", "What shape is this?")), thing.shape),
+        (rng.choice(("What color is it?", "And the color?")), thing.colour),
+    ]
     if rng.random() < 0.5:
-        turns = [(rng.choice(("What color is it?", "Name the color.")), thing.colour), (rng.choice(("What shape is it?", "And the shape?")), thing.shape)]
+        turns = [
+            (rng.choice(("What color is it?", "Name the color.")), thing.colour),
+            (rng.choice(("What shape is it?", "And the shape?")), thing.shape),
+        ]
     (ask, reply), (last, answer) = turns
     messages = (picture_message([drawn], ask), assistant(reply), user(last))
     return Problem("images", "follow-up", f"follow-up {_key(drawn)}", messages, answer)

@@ -49,7 +49,12 @@ def fact(rng: Random) -> Fact:
 
 def _property_of_a_thing(rng: Random) -> Fact:
     thing = phrase(rng)
-    values = {"code": code, "price": lambda r: str(r.randint(2, 99)), "color": lambda r: r.choice(COLOURS), "number": code}
+    values = {
+        "code": code,
+        "price": lambda r: str(r.randint(2, 99)),
+        "color": lambda r: r.choice(COLOURS),
+        "number": code,
+    }
     prop = rng.choice(sorted(values))
     value = values[prop](rng)
     statement = f"The {prop} of the {thing} is {value}."
@@ -72,14 +77,20 @@ def _place_of_a_thing(rng: Random) -> Fact:
 def _owner_of_a_thing(rng: Random) -> Fact:
     thing, owner = phrase(rng), any_of(rng, NAMES)
     questions = (f"Who owns the {thing}?", f"To whom does the {thing} belong?", f"Who is the owner of the {thing}?")
-    return Fact(f"{thing}<{owner}", f"The {thing} belongs to {owner}.", questions, f"The {thing} belongs to {owner}.", owner)
+    return Fact(
+        f"{thing}<{owner}", f"The {thing} belongs to {owner}.", questions, f"The {thing} belongs to {owner}.", owner
+    )
 
 
 def _secret_of_a_person(rng: Random) -> Fact:
     name, city, job = any_of(rng, NAMES), rng.choice(CITIES), rng.choice(JOBS)
     number = code(rng)
     who = f"the {job} {name} from {city}"
-    questions = (f"What is the secret number of {who}?", f"Which secret number does {who} have?", f"Tell me the secret number of {who}.")
+    questions = (
+        f"What is the secret number of {who}?",
+        f"Which secret number does {who} have?",
+        f"Tell me the secret number of {who}.",
+    )
     statement = f"The secret number of {who} is {number}."
     return Fact(f"{who}={number}", statement, questions, statement, number)
 
@@ -116,9 +127,14 @@ def fact_list(rng: Random) -> Problem:
 
 
 _OPENINGS = (
-    "Here are some facts.", "Read these facts:", "Remember the following.", "Some notes:", "Read the text and answer the question.",
-    "Use this text:", "Context:",
-)  # fmt: skip
+    "Here are some facts.",
+    "Read these facts:",
+    "Remember the following.",
+    "Some notes:",
+    "Read the text and answer the question.",
+    "Use this text:",
+    "Context:",
+)
 
 
 def needle(rng: Random, distance_chunks: int | None = None) -> Problem:

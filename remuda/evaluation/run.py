@@ -89,7 +89,13 @@ def _row(name: str, tally: Tally) -> str:
 
 
 def run_eval(
-    ask: Ask, skills: Sequence[str] = (), *, count: int = 100, seed: int = 0, concurrency: int = 8, progress: bool = True
+    ask: Ask,
+    skills: Sequence[str] = (),
+    *,
+    count: int = 100,
+    seed: int = 0,
+    concurrency: int = 8,
+    progress: bool = True,
 ) -> Report:
     """Score `count` held-out problems of each skill (default: all), the same ones for the same seed.
 

@@ -51,7 +51,7 @@ def _says_demo(problem: Problem, reply: str) -> bool:
 
 
 def parse_calls(text: str) -> list[Call]:
-    """Function calls in a reply, pythonic `[f(a=1)]` or JSON `{"name": ..., "parameters": ...}`; [] if it holds none."""
+    """Calls in a reply, pythonic `[f(a=1)]` or JSON `{"name": ..., "parameters": ...}`; [] if it holds none."""
     text = text.replace("<|python_start|>", "").replace("<|python_end|>", "").strip()
     if text.startswith("{"):
         return _json_calls(text)

@@ -1,7 +1,7 @@
 """Tool calls: pick the right one of the given functions and fill in its arguments, in JSON or pythonic form.
 
-JSON form: the functions come in the request's `tools`, and the chat template asks for JSON. Pythonic form: a system message
-lists them and asks for `[name(argument=value)]`.
+JSON form: the functions come in the request's `tools`, and the chat template asks for JSON. Pythonic form: a system
+message lists them and asks for `[name(argument=value)]`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,20 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from remuda.evaluation.lexicon import ADJECTIVES, ANIMALS, CITIES, COLOURS, FOODS, NAMES, NOUNS, WEEKDAYS, any_of, any_word, phrase
+from remuda.evaluation.lexicon import (
+    ADJECTIVES,
+    ANIMALS,
+    CITIES,
+    COLOURS,
+    FOODS,
+    NAMES,
+    NOUNS,
+    WEEKDAYS,
+    any_of,
+    any_word,
+    phrase,
+    words_of,
+)
 from remuda.evaluation.problem import Problem, Scoring, system, user
 
 Arguments = dict[str, Any]
@@ -30,30 +43,79 @@ class Tool:
     def schema(self) -> dict[str, Any]:
         properties = {name: {"type": kind} for name, kind in self.types.items()}
         parameters = {"type": "object", "properties": properties, "required": list(self.types)}
-        return {"type": "function", "function": {"name": self.name, "description": self.description, "parameters": parameters}}
+        return {
+            "type": "function",
+            "function": {"name": self.name, "description": self.description, "parameters": parameters},
+        }
 
 
 KNOWN_TOOLS = (
-    Tool("get_weather", "Get the weather of a city", {"city": "string"}, (
-        "What is the weather in {city}?", "How is the weather in {city}?", "Will it rain in {city}?", "Tell me the weather in {city}.")),
-    Tool("get_time", "Get the local time of a city", {"city": "string"}, (
-        "What time is it in {city}?", "Tell me the time in {city}.", "Which time is it in {city} now?")),
-    Tool("set_timer", "Set a timer", {"minutes": "integer"}, (
-        "Set a timer for {minutes} minutes.", "Wake me in {minutes} minutes.", "Start a timer of {minutes} minutes.")),
-    Tool("send_message", "Send a message to a person", {"to": "string", "text": "string"}, (
-        'Send "{text}" to {to}.', 'Write a message to {to}: "{text}"', 'Tell {to} "{text}".')),
-    Tool("add", "Add two numbers", {"a": "integer", "b": "integer"}, (
-        "Use the tool to add {a} and {b}.", "Add {a} and {b} with the function.", "Call add for {a} and {b}.")),
-    Tool("play_song", "Play a song", {"title": "string"}, ('Play "{title}".', 'Play the song "{title}".', 'I want to hear "{title}".')),
-    Tool("order_food", "Order food", {"item": "string", "count": "integer"}, (
-        "Order {count} {item}.", "I want {count} {item}, please.", "Please order {count} {item} for me.")),
-    Tool("book_table", "Book a table in a restaurant", {"day": "string", "people": "integer"}, (
-        "Book a table for {people} on {day}.", "Reserve a table for {people} people on {day}.")),
-    Tool("find_pet", "Find a pet by name and kind", {"name": "string", "kind": "string"}, (
-        "Find the {kind} called {name}.", "Where is {name}, the {kind}?", "Look for a {kind} named {name}.")),
-    Tool("set_light", "Set the color of a light", {"room": "string", "color": "string"}, (
-        "Make the light in the {room} {color}.", "Set the {room} light to {color}.")),
-)  # fmt: skip
+    Tool(
+        "get_weather",
+        "Get the weather of a city",
+        {"city": "string"},
+        (
+            "What is the weather in {city}?",
+            "How is the weather in {city}?",
+            "Will it rain in {city}?",
+            "Tell me the weather in {city}.",
+        ),
+    ),
+    Tool(
+        "get_time",
+        "Get the local time of a city",
+        {"city": "string"},
+        ("What time is it in {city}?", "Tell me the time in {city}.", "Which time is it in {city} now?"),
+    ),
+    Tool(
+        "set_timer",
+        "Set a timer",
+        {"minutes": "integer"},
+        ("Set a timer for {minutes} minutes.", "Wake me in {minutes} minutes.", "Start a timer of {minutes} minutes."),
+    ),
+    Tool(
+        "send_message",
+        "Send a message to a person",
+        {"to": "string", "text": "string"},
+        ('Send "{text}" to {to}.', 'Write a message to {to}: "{text}"', 'Tell {to} "{text}".'),
+    ),
+    Tool(
+        "add",
+        "Add two numbers",
+        {"a": "integer", "b": "integer"},
+        ("Use the tool to add {a} and {b}.", "Add {a} and {b} with the function.", "Call add for {a} and {b}."),
+    ),
+    Tool(
+        "play_song",
+        "Play a song",
+        {"title": "string"},
+        ('Play "{title}".', 'Play the song "{title}".', 'I want to hear "{title}".'),
+    ),
+    Tool(
+        "order_food",
+        "Order food",
+        {"item": "string", "count": "integer"},
+        ("Order {count} {item}.", "I want {count} {item}, please.", "Please order {count} {item} for me."),
+    ),
+    Tool(
+        "book_table",
+        "Book a table in a restaurant",
+        {"day": "string", "people": "integer"},
+        ("Book a table for {people} on {day}.", "Reserve a table for {people} people on {day}."),
+    ),
+    Tool(
+        "find_pet",
+        "Find a pet by name and kind",
+        {"name": "string", "kind": "string"},
+        ("Find the {kind} called {name}.", "Where is {name}, the {kind}?", "Look for a {kind} named {name}."),
+    ),
+    Tool(
+        "set_light",
+        "Set the color of a light",
+        {"room": "string", "color": "string"},
+        ("Make the light in the {room} {color}.", "Set the {room} light to {color}."),
+    ),
+)
 
 
 def value_for(rng: Random, parameter: str, kind: str) -> Any:
@@ -64,11 +126,23 @@ def value_for(rng: Random, parameter: str, kind: str) -> Any:
     pools = {"item": FOODS, "day": WEEKDAYS, "kind": ANIMALS, "room": NOUNS, "color": COLOURS}
     if parameter in pools:
         return rng.choice(pools[parameter])
-    return phrase(rng) if parameter in ("text", "title") else rng.choice((rng.choice(NAMES), rng.choice(NOUNS), any_word(rng)))
+    return (
+        phrase(rng)
+        if parameter in ("text", "title")
+        else rng.choice((rng.choice(NAMES), rng.choice(NOUNS), any_word(rng)))
+    )
 
 
-_ACTIONS = "open close find move sell buy check clean paint count start stop lock show store send read mark load plan".split()
-_PARAMETERS = "name color size count weight number owner label level code length place speed amount width mode group".split()
+_ACTIONS = words_of(
+    """
+    open close find move sell buy check clean paint count start stop lock show store send read mark load plan
+    """
+)
+_PARAMETERS = words_of(
+    """
+    name color size count weight number owner label level code length place speed amount width mode group
+    """
+)
 _INTEGERS = {"size", "count", "weight", "number", "level", "code", "length", "speed", "amount", "width"}
 
 

@@ -6,15 +6,24 @@ from collections.abc import Callable
 from random import Random
 
 from remuda.evaluation.lexicon import (
-    ANIMALS, EVENTS, FOODS, MONTHS, NAMES, NOUNS, WEEKDAYS, any_word, filler_sentence,
+    ANIMALS,
+    EVENTS,
+    FOODS,
+    MONTHS,
+    NAMES,
+    NOUNS,
+    WEEKDAYS,
+    any_word,
+    filler_sentence,
+    words_of,
 )  # fmt: skip
 from remuda.evaluation.problem import Problem, Scoring, user
 
-_ONES = (
+_ONES = words_of(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
-).split()
-_TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS = words_of("- - twenty thirty forty fifty sixty seventy eighty ninety")
 
 
 def number_in_words(n: int) -> str:
@@ -72,19 +81,31 @@ def sort_numbers(rng: Random) -> Problem:
 
 def reverse_word(rng: Random) -> Problem:
     word = any_word(rng)
-    ask = rng.choice((
-        "Reverse the word {}.", "Reverse {}", "Write {} backwards.", "What is {} spelled backwards?", "Reverse the letters of {}.",
-        "Spell {} backwards.", "Can you reverse the word {}?",
-    ))  # fmt: skip
+    ask = rng.choice(
+        (
+            "Reverse the word {}.",
+            "Reverse {}",
+            "Write {} backwards.",
+            "What is {} spelled backwards?",
+            "Reverse the letters of {}.",
+            "Spell {} backwards.",
+            "Can you reverse the word {}?",
+        )
+    )
     return _problem("reverse-word", word, ask.format(shown(rng, word)), word[::-1])
 
 
 def reverse_list(rng: Random) -> Problem:
     items = [str(n) for n in rng.sample(range(100), rng.randint(3, 6))] if rng.random() < 0.4 else some_items(rng)
-    ask = rng.choice((
-        "Reverse this list: {}", "Reverse the order of {}", "Write this list in reverse order: {}", "Reverse the list {}.",
-        "List these in reverse order: {}",
-    ))  # fmt: skip
+    ask = rng.choice(
+        (
+            "Reverse this list: {}",
+            "Reverse the order of {}",
+            "Write this list in reverse order: {}",
+            "Reverse the list {}.",
+            "List these in reverse order: {}",
+        )
+    )
     return _problem("reverse-list", " ".join(items), ask.format(", ".join(items)), ", ".join(items[::-1]))
 
 
@@ -121,7 +142,9 @@ def count_items(rng: Random) -> Problem:
         "How many things are listed here? {}", "Count these: {}",
     ))  # fmt: skip
     numbered = ", ".join(f"{item} {i}" for i, item in enumerate(items, 1))
-    return _problem("count-items", " ".join(items), ask.format(", ".join(items)), f"{numbered}: {len(items)}", Scoring.NUMBER)
+    return _problem(
+        "count-items", " ".join(items), ask.format(", ".join(items)), f"{numbered}: {len(items)}", Scoring.NUMBER
+    )
 
 
 def spell(rng: Random) -> Problem:
@@ -134,12 +157,44 @@ def spell(rng: Random) -> Problem:
 
 
 def case(rng: Random) -> Problem:
-    plain = any_word(rng) if rng.random() < 0.6 else " ".join(filler_sentence(rng).rstrip(".").lower().split()[: rng.randint(2, 5)])
-    change, ask = rng.choice((
-        ("upper", ("Write {} in upper case.", "Convert {} to uppercase.", "Put {} in capital letters.", "Make {} upper case.", "Uppercase {}")),
-        ("lower", ("Write {} in lower case.", "Convert {} to lowercase.", "Put {} in small letters.", "Make {} lower case.", "Lowercase {}")),
-        ("title", ("Write {} in title case.", "Convert {} to title case.", "Capitalize each word of {}.", "Make {} title case.")),
-    ))  # fmt: skip
+    plain = (
+        any_word(rng)
+        if rng.random() < 0.6
+        else " ".join(filler_sentence(rng).rstrip(".").lower().split()[: rng.randint(2, 5)])
+    )
+    change, ask = rng.choice(
+        (
+            (
+                "upper",
+                (
+                    "Write {} in upper case.",
+                    "Convert {} to uppercase.",
+                    "Put {} in capital letters.",
+                    "Make {} upper case.",
+                    "Uppercase {}",
+                ),
+            ),
+            (
+                "lower",
+                (
+                    "Write {} in lower case.",
+                    "Convert {} to lowercase.",
+                    "Put {} in small letters.",
+                    "Make {} lower case.",
+                    "Lowercase {}",
+                ),
+            ),
+            (
+                "title",
+                (
+                    "Write {} in title case.",
+                    "Convert {} to title case.",
+                    "Capitalize each word of {}.",
+                    "Make {} title case.",
+                ),
+            ),
+        )
+    )
     answer = {"upper": plain.upper(), "lower": plain, "title": plain.title()}[change]
     given = plain if change != "lower" else rng.choice((plain.upper(), plain.title()))
     text = rng.choice(ask).format(f'"{given}"' if " " in plain or rng.random() < 0.6 else given)
@@ -162,11 +217,15 @@ def _calendar(rng: Random, variant: str, names: list[str], unit: str, farthest: 
         key = text
     else:
         key = f"{name} {event} {start} {step} {back}"
-        text = rng.choice((
-            f"The {event} of {name} is {'in' if unit == 'month' else 'on'} {names[start]}. It moves {step} {units} {moved}. Which {unit} is that?",
-            f"{name} has a {event} planned for {names[start]}. Which {unit} is {step} {units} {moved}?",
-            f"What {unit} is {step} {units} {'before' if back else 'after'} {names[start]}, when {name} has a {event}?",
-        ))  # fmt: skip
+        text = rng.choice(
+            (
+                f"The {event} of {name} is {'in' if unit == 'month' else 'on'} {names[start]}. "
+                f"It moves {step} {units} {moved}. Which {unit} is that?",
+                f"{name} has a {event} planned for {names[start]}. Which {unit} is {step} {units} {moved}?",
+                f"What {unit} is {step} {units} {'before' if back else 'after'} {names[start]}, "
+                f"when {name} has a {event}?",
+            )
+        )
     return _problem(variant, key, text, end)
 
 
@@ -180,10 +239,16 @@ def month(rng: Random) -> Problem:
 
 def to_words(rng: Random) -> Problem:
     n = rng.randrange(10 ** rng.randint(1, 4)) if rng.random() < 0.7 else rng.randrange(10000)
-    ask = rng.choice((
-        "Write {} in words.", "Spell out the number {}.", "How is {} written in words?", "Write the number {} in words.",
-        "What is {} in words?", "Write {} as words.",
-    ))  # fmt: skip
+    ask = rng.choice(
+        (
+            "Write {} in words.",
+            "Spell out the number {}.",
+            "How is {} written in words?",
+            "Write the number {} in words.",
+            "What is {} in words?",
+            "Write {} as words.",
+        )
+    )
     return _problem("number-to-words", str(n), ask.format(n), number_in_words(n))
 
 
@@ -194,7 +259,9 @@ def from_words(rng: Random) -> Problem:
         "Convert {} to digits.",
     ))  # fmt: skip
     words = number_in_words(n)
-    return _problem("words-to-number", str(n), ask.format(f'"{words}"' if rng.random() < 0.3 else words), str(n), Scoring.NUMBER)
+    return _problem(
+        "words-to-number", str(n), ask.format(f'"{words}"' if rng.random() < 0.3 else words), str(n), Scoring.NUMBER
+    )
 
 
 TASKS: tuple[Callable[[Random], Problem], ...] = (

@@ -1,4 +1,4 @@
-"""The generators: both sides disjoint, every reference answer right by its own scoring, the same problems for a seed."""
+"""The generators: both sides disjoint, every reference answer right by its own scoring, seeds repeat."""
 
 from __future__ import annotations
 

@@ -37,6 +37,8 @@ def test_a_value_is_a_whole_word() -> None:
     assert not is_right(asked, "14821") and not is_right(asked, "482")
 
 
-@pytest.mark.parametrize("text", ["", "[", "f", "f(x)", "f(**a)", "[f(a=b)]", "{}", '{"name": 1}', "[1, 2]", "(" * 500, "[]"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "f", "f(x)", "f(**a)", "[f(a=b)]", "{}", '{"name": 1}', "[1, 2]", "(" * 500, "[]"]
+)
 def test_what_is_no_call_is_none(text: str) -> None:
     assert parse_calls(text) == []
