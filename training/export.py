@@ -5,6 +5,7 @@ template.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -47,8 +48,8 @@ def write_json(directory: Path, name: str, content: dict[str, Any]) -> None:
     (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_fixed_files(directory: Path) -> None:
-    """Everything but weights and the chat template. Deterministic; run before training, which reads the tokenizer."""
+def write_fixed_files(directory: Path, texts: Iterable[str]) -> None:
+    """Everything but weights and the chat template; the vocabulary is counted in `texts`."""
     write_json(directory, "config.json", config())
     write_json(directory, "generation_config.json", {
         "bos_token_id": TEXT["bos_token_id"], "eos_token_id": STOPS, "pad_token_id": PAD, "do_sample": False,
@@ -78,7 +79,7 @@ def write_fixed_files(directory: Path) -> None:
         "image_token": "<|image|>", "fake_image_token": "<|image|>", "patch_size": VISION["patch_size"],
         "pixel_shuffle_ratio": VISION["pixel_shuffle_ratio"], "processor_class": "Llama4Processor",
     })  # fmt: skip
-    write_tokenizer(directory, corpus())
+    write_tokenizer(directory, texts)
 
 
 def corpus() -> list[str]:
@@ -95,4 +96,4 @@ def corpus() -> list[str]:
 
 
 if __name__ == "__main__":
-    write_fixed_files(Path(__file__).parent.parent / "remuda" / "assets" / "demo")
+    write_fixed_files(Path(__file__).parent.parent / "remuda" / "assets" / "demo", corpus())
