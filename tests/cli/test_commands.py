@@ -85,7 +85,7 @@ def test_generate_prints_json(tiny_maverick: Path) -> None:
 def test_a_server_is_measured_and_talked_to(tmp_path: Path, tiny_maverick: Path) -> None:
     flags = ["--max-model-len", "512", "--native-kernels", "off", "--served-model-name", "tiny"]
     with serve(tmp_path / "log", str(tiny_maverick), *flags) as server:
-        titles = " ".join(descendants(server.process.pid).values())
+        titles = " ".join(proc.title for proc in descendants(server.process.pid))
         assert "remuda: engine" in titles and "remuda: rank 0 tp0 pp0" in titles
         assert "rank 0 (tp0 pp0): layers 0-7" in server.output
         assert f"curl {server.url}/v1/chat/completions" in server.output

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import alive, descendants, free_port, serve, wait_until
+from tests.e2e.server import descendants, free_port, serve, wait_until
 
 LAYOUT = ["--pipeline-parallel-size", "2", "--max-model-len", "2048", "--native-kernels", "off"]
 
@@ -27,11 +27,11 @@ def test_a_signal_during_start_up_ends_everything(
     command = [sys.executable, "-m", "remuda", "serve", str(tiny_maverick), "--port", str(free_port()), *LAYOUT]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
-    wait_until(lambda: any(moment in title for title in descendants(server.pid).values()), 60, moment)
+    wait_until(lambda: any(moment in proc.title for proc in descendants(server.pid)), 60, moment)
     family = set(descendants(server.pid))
     server.send_signal(number)
     assert server.wait(20) == 0, (tmp_path / "log").read_text()
-    wait_until(lambda: not any(map(alive, family)), 5, "processes left behind")
+    wait_until(lambda: not any(proc.alive() for proc in family), 5, "processes left behind")
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -39,7 +39,7 @@ def test_when_the_http_process_is_killed_the_rest_goes_too(tmp_path: Path, tiny_
     with serve(tmp_path / "log", str(tiny_maverick), *LAYOUT) as server:
         family = set(descendants(server.process.pid))
         os.kill(server.process.pid, signal.SIGKILL)
-        wait_until(lambda: not any(map(alive, family)), 5, "processes left behind")
+        wait_until(lambda: not any(proc.alive() for proc in family), 5, "processes left behind")
         server.process.wait()
 
 

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 START_LIMIT_S = 120
@@ -24,22 +24,42 @@ def free_port() -> int:
         return port
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Process ids below `pid` -> their titles."""
-    found: dict[int, str] = {}
+@dataclass(frozen=True)
+class Proc:
+    """A process as it was seen: the start time tells it from a later one with the same id."""
+
+    pid: int
+    started: str
+    title: str = field(compare=False)
+
+    def alive(self) -> bool:
+        fields = _stat(self.pid)
+        return fields is not None and fields[0] != "Z" and fields[19] == self.started
+
+    def kill(self) -> None:
+        if self.alive():
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the state on, or None."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def descendants(pid: int) -> list[Proc]:
+    """Live processes below `pid`."""
+    found: list[Proc] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):
             for child in map(int, task.read_text().split()):
-                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                found |= descendants(child)
+                fields = _stat(child)
+                title = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                found += [Proc(child, fields[19], title)] if fields else []
+                found += descendants(child)
     return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def wait_until(condition, limit_s: float, what: str) -> float:
@@ -72,8 +92,8 @@ class Server:
         except OSError:
             return False
 
-    def ranks(self) -> dict[int, str]:
-        return {pid: title for pid, title in descendants(self.process.pid).items() if "remuda: rank" in title}
+    def ranks(self) -> list[Proc]:
+        return [proc for proc in descendants(self.process.pid) if "remuda: rank" in proc.title]
 
 
 @contextmanager
@@ -84,7 +104,7 @@ def serve(log: Path, *arguments: str) -> Iterator[Server]:
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, env=os.environ.copy())
     server = Server(process, port, log)
-    family: set[int] = set()
+    family: set[Proc] = set()
     try:
         wait_until(lambda: server.healthy() or process.poll() is not None, START_LIMIT_S, "server start")
         assert process.poll() is None, f"server exited with {process.returncode}:\n{server.output}"
@@ -96,8 +116,8 @@ def serve(log: Path, *arguments: str) -> Iterator[Server]:
             process.send_signal(signal.SIGTERM)
         try:
             process.wait(30)
-            wait_until(lambda: not any(map(alive, family)), 5, "processes left behind")
+            wait_until(lambda: not any(proc.alive() for proc in family), 5, "processes left behind")
         finally:
-            for pid in [process.pid, *family]:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+            process.kill()
+            for proc in family:
+                proc.kill()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.e2e.server import alive, descendants, serve, wait_until
+from tests.e2e.server import descendants, serve, wait_until
 
 
 @pytest.mark.parametrize("victim", ["remuda: rank 1", "remuda: rank 2", "remuda: engine"])
@@ -38,12 +39,13 @@ def test_a_killed_process_ends_open_requests_with_503_and_leaves_nothing(
         client = threading.Thread(target=long_stream, args=(server.url,))
         client.start()
         assert started.wait(60)
-        pid = next(pid for pid, title in family.items() if victim in title)
         killed_at = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
+        next(proc for proc in family if victim in proc.title).kill()
         client.join(10)
         assert not client.is_alive(), "the stream hangs after the fault"
-        wait_until(lambda: not any(alive(p) for p in family), 5 - (time.monotonic() - killed_at), "processes remain")
+        wait_until(
+            lambda: not any(proc.alive() for proc in family), 5 - (time.monotonic() - killed_at), "processes remain"
+        )
         assert len(errors) == 1
         if "rank" in victim:
             number = victim.rsplit(" ", 1)[1]
@@ -52,10 +54,6 @@ def test_a_killed_process_ends_open_requests_with_503_and_leaves_nothing(
 
 
 def test_a_missing_or_broken_checkpoint_is_one_line_and_exit_code_1(tmp_path: Path, tiny_maverick: Path) -> None:
-    import shutil
-    import subprocess
-    import sys
-
     broken = tmp_path / "broken"
     shutil.copytree(tiny_maverick, broken)
     shard = sorted(broken.glob("*.safetensors"))[-1]

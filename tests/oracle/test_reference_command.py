@@ -58,7 +58,7 @@ def test_tp8_pp2_answers_concurrent_streams_as_the_oracle_does(tmp_path: Path) -
     arguments = [str(kit.checkpoint(PRESET)), "--served-model-name", PRESET, "--dtype", "float32"]
     arguments += ["--tensor-parallel-size", "8", "--pipeline-parallel-size", "2", "--max-model-len", "1024"]
     with serve(tmp_path / "serve.log", *arguments) as server:
-        titles = server.ranks().values()
+        titles = [proc.title for proc in server.ranks()]
         assert len(titles) == 16
         assert any("remuda: rank 11 tp3 pp1" in title for title in titles)
         got = asyncio.run(all_at_once(server))
