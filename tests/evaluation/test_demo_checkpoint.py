@@ -1,4 +1,4 @@
-"""The shipped checkpoint: transformers and Remuda give equal greedy answers, and a good part of the answers is right."""
+"""The shipped checkpoint: greedy answers as in transformers, and a good part of them right."""
 
 from __future__ import annotations
 
