@@ -43,7 +43,9 @@ def run(argv: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         url = options["base_url"] or stack.enter_context(local_server(options, argv))
         headers = {"Authorization": f"Bearer {options['api_key']}"} if options["api_key"] else {}
-        client = stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10)))
+        client = stack.enter_context(
+            httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10))
+        )
         report = run_eval(
             ServerAsk(client, options["served_model"] or first_model(client)), options["skills"] or (),
             count=options["num_problems"], seed=options["problem_seed"], concurrency=options["concurrency"],

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from remuda.config.arguments import Flag, FlagGroup
 from remuda.config.parser import FlagParser
-from remuda.protocol.errors import ConfigError, RemudaError
+from remuda.protocol.errors import ConfigError
 
 FLAGS = FlagGroup(
     "checkpoint",
@@ -38,16 +34,3 @@ def run(argv: Sequence[str]) -> int:
     make_tiny(options["kind"], directory, seed=options["seed"], dtype=options["dtype"])
     print(f"wrote {options['kind']} to {directory}")
     return 0
-
-
-def make_in_subprocess(directory: Path) -> None:
-    """Make the default checkpoint without importing torch here; several processes may try at once."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f"{directory.name}.{os.getpid()}")
-    done = subprocess.run([sys.executable, "-m", "remuda", "make-tiny", str(partial)], capture_output=True, text=True)
-    if done.returncode:
-        raise RemudaError(f"cannot make the default checkpoint in {directory.parent}: {done.stderr.strip()[-500:]}")
-    try:
-        partial.rename(directory)
-    except OSError:  # another process was first
-        shutil.rmtree(partial)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig
 from remuda.config.huggingface import read_model_config
 from remuda.config.kv_groups import pages_of_sequence
-from remuda.config.locate import cache_home, find_model
+from remuda.config.locate import find_model
 from remuda.config.model import ModelConfig
 from remuda.config.resolve import resolve_engine
 from remuda.engine.ports import Executor
@@ -20,24 +21,14 @@ from remuda.planner.memory import StageMemory, check_weights_fit, plan_memory
 from remuda.planner.partition import partition_layers
 from remuda.protocol.errors import ConfigError
 
-DEFAULT_MODEL = "remuda-tiny"
+DEFAULT_MODEL = "remuda-demo"
 _CERTAINTY = 0.9  # free memory moves while we start
 _DTYPES = {"float": "float32", "half": "float16"}
 
 
 def model_directory(name: str | None) -> Path:
-    """The checkpoint that `name` means; without a name the default one, made on first use."""
-    return find_model(name) if name else default_checkpoint()
-
-
-def default_checkpoint() -> Path:
-    """A tiny random Llama 4 in the cache directory: seeded, so it is the same everywhere."""
-    from remuda.cli.make_tiny import make_in_subprocess
-
-    directory = cache_home() / DEFAULT_MODEL
-    if not (directory / "config.json").is_file():
-        make_in_subprocess(directory)
-    return directory
+    """The checkpoint that `name` means; without a name the demo model that ships inside the package."""
+    return find_model(name) if name else Path(str(files("remuda"))) / "assets" / "demo"
 
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:

@@ -9,12 +9,6 @@ from pathlib import Path
 from remuda.protocol.errors import ConfigError
 
 
-def cache_home() -> Path:
-    """Where Remuda keeps what it can make again: the default checkpoint and built kernels."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "remuda"
-
-
 def find_model(name: str) -> Path:
     """A checkpoint directory, or the local snapshot of a Hugging Face repository such as `meta-llama/Llama-...`.
 

@@ -7,13 +7,13 @@ layers of its KV group that this stage holds. See `config/kv_groups.py`.
 from __future__ import annotations
 
 import math
-import mmap
 
 import torch
 
 from remuda.config.engine import CacheConfig
 from remuda.config.kv_groups import page_bytes, stage_depth
 from remuda.config.model import ModelConfig
+from remuda.kernels.native.memory import huge_pages
 from remuda.parallel.topology import Topology
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,5 +46,4 @@ def _pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """Zeros (kernels rely on finite numbers). On CPU straight from the kernel: resident only where a sequence wrote."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, max(1, math.prod(shape)) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
+    return huge_pages(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)

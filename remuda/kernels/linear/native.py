@@ -59,7 +59,7 @@ class Linear:
         self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, scale_N: torch.Tensor | None, gated: bool
     ) -> None:
         n, k = weight_NK.shape
-        self._packed = torch.empty(packed_size(n, k, gated), dtype=torch.bfloat16)
+        self._packed = runtime.weights.empty(packed_size(n, k, gated))
         pack(weight_NK, self._packed, gated)
         self._bias, self._scale = packed_order(bias_N, gated), packed_order(scale_N, gated)
         self._weight = describe(self._packed.data_ptr(), n, k, gated, self._scale, self._bias)

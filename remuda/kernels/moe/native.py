@@ -28,7 +28,7 @@ class _PackedStack:
     def __init__(self, weight_EKN: torch.Tensor, scale_EN: torch.Tensor | None, gated: bool) -> None:
         count, k, n = weight_EKN.shape
         size = packed_size(n, k, gated)
-        self._packed = torch.empty((count, size), dtype=torch.bfloat16)
+        self._packed = runtime.weights.empty(count, size)
         self._scales = [packed_order(None if scale_EN is None else scale_EN[e], gated) for e in range(count)]
         self._views = (PackedWeight * count)()
         for e in range(count):

@@ -10,10 +10,12 @@ import ctypes
 from pathlib import Path
 
 from remuda.kernels.native.build import NativeUnavailable
+from remuda.kernels.native.memory import Arena
 from remuda.kernels.native.structs import SIGNATURES
 
 serving = False  # the dispatch of each operation reads this
 library: ctypes.CDLL
+weights = Arena()  # where packed weights live
 
 SPIN_US = 100  # how long an idle worker thread spins: longer than Python needs between two kernels
 
