@@ -95,12 +95,14 @@ void find_block(const attention_job *job, const unit *u, int64_t first, int64_t 
     block->stride = job->d;
 }
 
-/* Ask for a block's rows: pages lie scattered, and no hardware guesses where the next one is. */
-void fetch_rows(const key_block *block, const bf16 *const rows[SUBTILES], int64_t d) {
+/* Pages lie scattered, and no hardware guesses where the next one is. */
+line_fetch plan_fetch_block(const key_block *block, int64_t d) {
+    line_fetch fetch = {.rows = 2 * block->subtiles, .bytes = TILE * d * (int64_t)sizeof(bf16)};
     for (int64_t i = 0; i < block->subtiles; i++) {
-        const char *first = (const char *)rows[i], *last = (const char *)(rows[i] + min_i64(TILE, block->keys - i * TILE) * d);
-        for (; first < last; first += 64) _mm_prefetch(first, _MM_HINT_T0);
+        fetch.row[i] = (const char *)block->k[i];
+        fetch.row[block->subtiles + i] = (const char *)block->v[i];
     }
+    return fetch;
 }
 
 /* ---------------------------------------------------------------- scores and softmax */
@@ -143,7 +145,7 @@ static void mask_scores(const lane_tile *lanes, int64_t first, int64_t rows, flo
 }
 
 /* Softmax weights of a block as [key / 2][16 lanes][2] bf16. Returns by how much earlier sums must be multiplied. */
-static __m512 weigh_block(float *scores, int64_t rows, float scale, softmax_state *state, bf16 *weights) {
+static __m512 weigh_block(float *scores, int64_t rows, float scale, softmax_state *state, bf16 *weights, line_fetch *fetch) {
     __m512 most[4] = {state->maximum, state->maximum, state->maximum, state->maximum};
     const __m512 factor = _mm512_set1_ps(scale * 1.44269504f); /* scores in units of log2 */
     for (int64_t i = 0; i < rows; i += 4) {
@@ -160,6 +162,7 @@ static __m512 weigh_block(float *scores, int64_t rows, float scale, softmax_stat
     const __m512 shrink = exp2_ps(_mm512_sub_ps(state->maximum, reference));
     __m512 sums[2] = {_mm512_mul_ps(state->sum, shrink), _mm512_setzero_ps()};
     for (int64_t i = 0; i < rows; i += 2) {
+        fetch_lines(fetch, 4);
         const __m512 even = exp2_ps(_mm512_sub_ps(_mm512_load_ps(scores + i * 16), reference));
         const __m512 odd = exp2_ps(_mm512_sub_ps(_mm512_load_ps(scores + i * 16 + 16), reference));
         sums[0] = _mm512_add_ps(sums[0], even);
@@ -173,13 +176,13 @@ static __m512 weigh_block(float *scores, int64_t rows, float scale, softmax_stat
 
 /* Scores and softmax of one block: fills weights (zero-padded to whole pairs of subtiles). */
 __m512 attend_block(const attention_job *job, const lane_tile *lanes, const key_block *block, int64_t first, softmax_state *state,
-                    bf16 *weights) {
+                    bf16 *weights, line_fetch *fetch) {
     _Alignas(64) float scores[BLOCK_KEYS * 16];
     const int64_t rows = block->subtiles * TILE;
     score_block(job, lanes, block, scores);
     if (first < lanes->low_most || first + rows - 1 > lanes->high_least) mask_scores(lanes, first, rows, scores);
     if (block->subtiles % 2) memset(weights + rows * 16, 0, TILE_SIZE);
-    return weigh_block(scores, rows, job->layer->scale, state, weights);
+    return weigh_block(scores, rows, job->layer->scale, state, weights, fetch);
 }
 
 /* ---------------------------------------------------------------- dealing out the work */
@@ -224,12 +227,18 @@ static bool is_decode(const attention_job *job, int64_t row) {
     return (job->step->query_start[row + 1] - job->step->query_start[row]) * job->group <= TILE;
 }
 
+static bool same_kind(const attention_job *job, const unit *a, const unit *b) { return is_decode(job, a->row) == is_decode(job, b->row); }
+
+/* A few units in a row, so that the pages of one can be fetched while the one before is computed. */
 static void unit_task(void *context, int64_t task) {
     const attention_job *job = context;
-    const unit *u = job->units + task;
+    const int64_t last = min_i64(job->count, (task + 1) * job->units_per_task);
     tiles_begin();
-    if (is_decode(job, u->row)) decode_unit(job, u);
-    else prompt_unit(job, u);
+    for (int64_t i = task * job->units_per_task; i < last; i++) {
+        const unit *u = job->units + i, *following = i + 1 < last && same_kind(job, u, u + 1) ? u + 1 : NULL;
+        if (is_decode(job, u->row)) decode_unit(job, u, following);
+        else prompt_unit(job, u);
+    }
     tiles_end();
 }
 
@@ -254,6 +263,9 @@ EXPORT void remuda_attention(const kv_layer *layer, const kv_step *step, const b
         next = is_decode(&job, row) ? plan_decode(&job, next, row, &parts) : plan_prompt(&job, next, row);
     }
     if (parts) job.parts = scratch(SCRATCH_INPUT, parts * part_size(&job) * sizeof(float));
-    run_tasks(unit_task, &job, next - job.units);
-    if (parts) run_tasks(merge_task, &job, next - job.units);
+    job.count = next - job.units;
+    const bool decodes = step->tokens == step->rows;
+    job.units_per_task = decodes ? max_i64(1, min_i64(8, job.count / (pool_threads() * 4))) : 1;
+    run_tasks(unit_task, &job, ceil_div(job.count, job.units_per_task));
+    if (parts) run_tasks(merge_task, &job, job.count);
 }

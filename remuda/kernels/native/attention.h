@@ -16,6 +16,7 @@ typedef struct {
     int64_t q_step, group, d, padded_d;
     bool gathered; /* keys and values are copied out of the pages first: block size or head dim do not fit tiles */
     struct unit *units;
+    int64_t count, units_per_task;
     float *parts;
 } attention_job;
 
@@ -44,16 +45,32 @@ typedef struct {
     int64_t stride, keys, subtiles;
 } key_block;
 
+/* Lines of scattered pages that will be wanted next. Asked for a few at a time among the arithmetic: all at once they would
+ * fill the core's sixteen line buffers and it would wait. */
+typedef struct {
+    const char *row[2 * SUBTILES]; /* where the keys' and the values' subtiles begin */
+    int64_t rows, bytes;           /* of a subtile */
+    int64_t at, offset;
+} line_fetch;
+
+ALWAYS_INLINE void fetch_lines(line_fetch *f, int64_t lines) {
+    for (int64_t i = 0; i < lines && f->at < f->rows; i++) {
+        _mm_prefetch(f->row[f->at] + f->offset, _MM_HINT_T1);
+        f->offset += 64;
+        if (f->offset >= f->bytes) f->offset = 0, f->at++;
+    }
+}
+
 /* attention.c */
 void load_lanes(const attention_job *job, const unit *u, int64_t tile, lane_tile *lanes);
 void find_block(const attention_job *job, const unit *u, int64_t first, int64_t last, key_block *block);
-void fetch_rows(const key_block *block, const bf16 *const rows[SUBTILES], int64_t d);
+line_fetch plan_fetch_block(const key_block *block, int64_t d);
 __m512 attend_block(const attention_job *job, const lane_tile *lanes, const key_block *block, int64_t first, softmax_state *state,
-                    bf16 *weights);
+                    bf16 *weights, line_fetch *fetch);
 
 /* attention_decode.c */
 int64_t part_size(const attention_job *job);
-void decode_unit(const attention_job *job, const unit *u);
+void decode_unit(const attention_job *job, const unit *u, const unit *following);
 void merge_parts(const attention_job *job, const unit *u);
 
 /* attention_prompt.c */

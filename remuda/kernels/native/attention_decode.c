@@ -5,13 +5,14 @@
 
 /* sums[lane][d] += weights x values for up to eight lanes and 32 columns of a block. Columns within `sums` are in the order
  * of unpacklo / unpackhi until finish_columns. */
-ALWAYS_INLINE void add_values(const key_block *block, int64_t column, const bf16 *weights, const int lanes, float *sums, int64_t d) {
+ALWAYS_INLINE void add_values(const key_block *block, int64_t column, const bf16 *weights, const int lanes, float *sums, int64_t d, line_fetch *fetch) {
     __m512 low[8], high[8];
     for (int l = 0; l < lanes; l++) {
         low[l] = _mm512_loadu_ps(sums + l * d + column);
         high[l] = _mm512_loadu_ps(sums + l * d + column + 16);
     }
     for (int64_t key = 0; key < block->keys; key += 2) {
+        fetch_lines(fetch, 2);
         const bf16 *row = block->v[key / TILE] + key % TILE * block->stride + column;
         const __m512i even = _mm512_loadu_si512(row);
         const __m512i odd = key + 1 < block->keys ? _mm512_loadu_si512(row + block->stride) : _mm512_setzero_si512();
@@ -30,19 +31,20 @@ ALWAYS_INLINE void add_values(const key_block *block, int64_t column, const bf16
     }
 }
 
-static void add_block(const attention_job *job, const key_block *block, const bf16 *weights, int64_t lanes, float *sums) {
+static void add_block(const attention_job *job, const key_block *block, const bf16 *weights, int64_t lanes, float *sums,
+                      line_fetch *fetch) {
     for (int64_t l = 0; l < lanes; l += 8) {
         for (int64_t c = 0; c < job->padded_d; c += 32) {
             float *s = sums + l * job->padded_d;
             switch (min_i64(lanes - l, 8)) {
-            case 1: add_values(block, c, weights + l * 2, 1, s, job->padded_d); break;
-            case 2: add_values(block, c, weights + l * 2, 2, s, job->padded_d); break;
-            case 3: add_values(block, c, weights + l * 2, 3, s, job->padded_d); break;
-            case 4: add_values(block, c, weights + l * 2, 4, s, job->padded_d); break;
-            case 5: add_values(block, c, weights + l * 2, 5, s, job->padded_d); break;
-            case 6: add_values(block, c, weights + l * 2, 6, s, job->padded_d); break;
-            case 7: add_values(block, c, weights + l * 2, 7, s, job->padded_d); break;
-            default: add_values(block, c, weights + l * 2, 8, s, job->padded_d); break;
+            case 1: add_values(block, c, weights + l * 2, 1, s, job->padded_d, fetch); break;
+            case 2: add_values(block, c, weights + l * 2, 2, s, job->padded_d, fetch); break;
+            case 3: add_values(block, c, weights + l * 2, 3, s, job->padded_d, fetch); break;
+            case 4: add_values(block, c, weights + l * 2, 4, s, job->padded_d, fetch); break;
+            case 5: add_values(block, c, weights + l * 2, 5, s, job->padded_d, fetch); break;
+            case 6: add_values(block, c, weights + l * 2, 6, s, job->padded_d, fetch); break;
+            case 7: add_values(block, c, weights + l * 2, 7, s, job->padded_d, fetch); break;
+            default: add_values(block, c, weights + l * 2, 8, s, job->padded_d, fetch); break;
             }
         }
     }
@@ -65,7 +67,7 @@ static void store_lane(const attention_job *job, const unit *u, int64_t lane, co
 /* Partial result of a split: 16 maxima, 16 sums, [16][padded_d]. */
 int64_t part_size(const attention_job *job) { return 32 + 16 * job->padded_d; }
 
-void decode_unit(const attention_job *job, const unit *u) {
+void decode_unit(const attention_job *job, const unit *u, const unit *following) {
     _Alignas(64) lane_tile lanes;
     _Alignas(64) bf16 weights[BLOCK_KEYS * 16];
     _Alignas(64) float own[16 * MAX_HEAD_DIM], shrink[16];
@@ -76,22 +78,22 @@ void decode_unit(const attention_job *job, const unit *u) {
     memset(sums, 0, count * job->padded_d * sizeof(float));
     key_block block, next;
     find_block(job, u, u->first_key, u->last_key, &block);
-    if (!job->gathered) fetch_rows(&block, block.k, job->d);
     for (int64_t first = u->first_key; first < u->last_key; first += BLOCK_KEYS, block = next) {
-        if (!job->gathered) fetch_rows(&block, block.v, job->d);
-        const __m512 factor = attend_block(job, &lanes, &block, first, &state, weights);
         const bool more = first + BLOCK_KEYS < u->last_key;
-        if (more && !job->gathered) {
-            find_block(job, u, first + BLOCK_KEYS, u->last_key, &next);
-            fetch_rows(&next, next.k, job->d);
+        line_fetch fetch = {.rows = 0};
+        if (!job->gathered && (more || following)) {
+            if (more) find_block(job, u, first + BLOCK_KEYS, u->last_key, &next);
+            else find_block(job, following, following->first_key, following->last_key, &next);
+            fetch = plan_fetch_block(&next, job->d);
         }
+        const __m512 factor = attend_block(job, &lanes, &block, first, &state, weights, &fetch);
         if (first > u->first_key && _mm512_cmp_ps_mask(factor, _mm512_set1_ps(1.0f), _CMP_NEQ_OQ)) {
             _mm512_store_ps(shrink, factor);
             for (int64_t l = 0; l < count; l++) {
                 for (int64_t c = 0; c < job->padded_d; c++) sums[l * job->padded_d + c] *= shrink[l];
             }
         }
-        add_block(job, &block, weights, count, sums);
+        add_block(job, &block, weights, count, sums, &fetch);
         if (more && job->gathered) find_block(job, u, first + BLOCK_KEYS, u->last_key, &next); /* reuses the copy's memory */
     }
     if (part) {

@@ -75,7 +75,8 @@ static void advance_tile(const attention_job *job, prompt_tile *t, const key_blo
     key_block block = *whole;
     block.keys = min_i64(whole->keys, t->lanes.high_most + 1 - first);
     block.subtiles = ceil_div(block.keys, TILE);
-    const __m512 factor = attend_block(job, &t->lanes, &block, first, &t->state, weights);
+    line_fetch nothing = {.rows = 0};
+    const __m512 factor = attend_block(job, &t->lanes, &block, first, &t->state, weights, &nothing);
     if (_mm512_cmp_ps_mask(factor, _mm512_set1_ps(1.0f), _CMP_NEQ_OQ)) {
         for (int64_t c = 0; c < job->padded_d; c++) {
             _mm512_store_ps(t->sums + c * 16, _mm512_mul_ps(_mm512_load_ps(t->sums + c * 16), factor));
@@ -97,7 +98,11 @@ static void prompt_tiles(const attention_job *job, const unit *u, int64_t first_
     for (int64_t first = begin; first < last; first += BLOCK_KEYS) {
         key_block block;
         find_block(job, u, first, last, &block);
-        if (!job->gathered) fetch_rows(&block, block.k, job->d);
+        if (!job->gathered) {
+            line_fetch fetch = plan_fetch_block(&block, job->d);
+            fetch.rows = block.subtiles; /* the values are transposed by now */
+            fetch_lines(&fetch, block.subtiles * fetch.bytes / 64);
+        }
         for (int64_t i = 0; i < count; i++) advance_tile(job, tiles + i, &block, first, values + (first - u->first_key) * job->padded_d);
     }
     for (int64_t i = 0; i < count; i++) store_lanes(job, u, first_tile + i, tiles[i].sums, tiles[i].state.sum);
