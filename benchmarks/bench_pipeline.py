@@ -75,6 +75,7 @@ class Load:
         self._running = running
         self._long_share = long_share
         self._random = random.Random(0)
+        self._tokens = [self._random.randrange(VOCAB) for _ in range(1 << 16)]  # drawn now: prompts are slices of it
         self._added = 0
 
     def fill(self, finished: int) -> None:
@@ -84,7 +85,8 @@ class Load:
             long = rng.random() < self._long_share
             prompt = rng.randint(1024, 8192) if long else rng.randint(16, 128)
             sampling = SamplingParams(temperature=0.0, max_tokens=rng.randint(32, 256), ignore_eos=True)
-            tokens = [rng.randrange(VOCAB) for _ in range(prompt)]
+            start = rng.randrange(len(self._tokens) - prompt)
+            tokens = self._tokens[start : start + prompt]
             self._core.add(EngineRequest(f"request-{self._added}", tokens, sampling, time.monotonic()))
             self._added += 1
 
