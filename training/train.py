@@ -90,6 +90,7 @@ class Trainer:
 
     def train(self) -> None:
         args, recent, since, reported = self.args, [], time.monotonic(), 0.0
+        self._keep_or_restore(good=True)
         while time.monotonic() - self.started < args.seconds and self.step < args.steps:
             self.optimizer.set_rates(self.rate, self.factor())
             recent.append(self.replay(on_device(next(self.rows), self.device)))
@@ -104,6 +105,8 @@ class Trainer:
                     write_weights(self.model, args.out)
                     self.evaluate()
                     reported, since = self.seconds - self.seconds_before, time.monotonic()
+        if recent:  # the last steps, after the last look: weights that are not finite must never replace good ones
+            self._keep_or_restore(good=bool(torch.stack(recent).isfinite().all()))
         self.save()
         self.evaluate()
 
