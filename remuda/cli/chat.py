@@ -42,16 +42,20 @@ def run(argv: Sequence[str]) -> int:
     parser = FlagParser("remuda chat", "Talk to a model in the terminal.", (CHAT, *ENGINE_FLAGS), operand="[MODEL]")
     parser.add_argument("model", nargs="?", help="checkpoint directory, if there is no --base-url")
     options = parser.read(argv)
-    if options["base_url"] and options["model"]:
-        raise ConfigError("give a model or --base-url, not both")
-    with contextlib.ExitStack() as stack:
-        url = options["base_url"] or stack.enter_context(local_server(options, argv))
-        headers = {"Authorization": f"Bearer {options['api_key']}"} if options["api_key"] else {}
-        client = stack.enter_context(
-            httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10))
-        )
+    with connected(options, argv) as client:
         Conversation(client, options).loop()
     return 0
+
+
+@contextlib.contextmanager
+def connected(options: dict[str, Any], argv: Sequence[str]) -> Iterator[httpx.Client]:
+    """A client of the server at --base-url, or of one that is started for the local model and ended afterwards."""
+    if options["base_url"] and options["model"]:
+        raise ConfigError("give a model or --base-url, not both")
+    headers = {"Authorization": f"Bearer {options['api_key']}"} if options["api_key"] else {}
+    with contextlib.ExitStack() as stack:
+        url = options["base_url"] or stack.enter_context(local_server(options, argv))
+        yield stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10)))
 
 
 @contextlib.contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 
 import httpx
 
-from remuda.cli.chat import local_server
+from remuda.cli.chat import connected
 from remuda.config.arguments import ENGINE_FLAGS, Flag, FlagGroup, count
 from remuda.config.parser import FlagParser
 from remuda.protocol.errors import ConfigError
@@ -38,14 +37,7 @@ def run(argv: Sequence[str]) -> int:
     parser = FlagParser("remuda eval", "Held-out accuracy by skill.", (EVAL, *ENGINE_FLAGS), operand="[MODEL]")
     parser.add_argument("model", nargs="?", help="checkpoint directory (default: the embedded model)")
     options = parser.read(argv)
-    if options["base_url"] and options["model"]:
-        raise ConfigError("give a model or --base-url, not both")
-    with contextlib.ExitStack() as stack:
-        url = options["base_url"] or stack.enter_context(local_server(options, argv))
-        headers = {"Authorization": f"Bearer {options['api_key']}"} if options["api_key"] else {}
-        client = stack.enter_context(
-            httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=10))
-        )
+    with connected(options, argv) as client:
         report = run_eval(
             ServerAsk(client, options["served_model"] or first_model(client)), options["skills"] or (),
             count=options["num_problems"], seed=options["problem_seed"], concurrency=options["concurrency"],

@@ -84,11 +84,17 @@ def build(cache_dir: Path | None = None) -> Path:
     library = library_path(cache_dir)
     if library.exists():
         return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with open(library.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            _compile(library)
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with open(library.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                _compile(library)
+    except OSError as error:
+        raise NativeUnavailable(
+            f"the native kernels cannot be kept in {library.parent} ({error.strerror}): make it writable, free some "
+            "space, or point XDG_CACHE_HOME elsewhere"
+        ) from error
     return library
 
 

@@ -91,3 +91,10 @@ def test_closing_a_background_build_stops_it(fake_compiler: Path, tmp_path: Path
     assert compiling.poll() is None
     compiling.close()
     assert compiling._process is not None and compiling._process.poll() is not None
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_line(fake_compiler: Path, tmp_path: Path) -> None:
+    occupied = tmp_path / "file"
+    occupied.touch()
+    with pytest.raises(NativeUnavailable, match=r"cannot be kept in .*XDG_CACHE_HOME"):
+        build(occupied / "cache")
