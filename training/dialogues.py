@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
 from remuda.evaluation.arithmetic import arithmetic
-from remuda.evaluation.dialogue import follow_up
+from remuda.evaluation.dialogue import FOLLOW_UPS
 from remuda.evaluation.extraction import extraction
 from remuda.evaluation.pictures import QUESTIONED, images
 from remuda.evaluation.problem import Message, Problem, Split, assistant, draw, system, user
@@ -46,7 +46,7 @@ class Mix(NamedTuple):
 def mix_at(progress: float) -> Mix:
     """Short texts first: retrieval is learned within 1K tokens before it is stretched to 8K."""
     longest = int(min(7600, 700 * math.exp(max(0.0, progress - 0.08) * 16)))
-    return Mix(short=0.50, pictures=0.32, tools=0.12, recall=0.06, longest=longest)
+    return Mix(short=0.52, pictures=0.30, tools=0.13, recall=0.05, longest=longest)
 
 
 def dialogue(rng: Random, mix: Mix) -> Dialogue:
@@ -55,13 +55,13 @@ def dialogue(rng: Random, mix: Mix) -> Dialogue:
         problem = train_side(tool_call, rng)
         return Dialogue([*problem.messages, assistant(problem.answer)], list(problem.tools))
     if kind == "pictures":
-        messages = turns(rng, [images]) if rng.random() < 0.4 else about_one_scene(rng, rng.randint(2, 5))
+        messages = turns(rng, [images]) if rng.random() < 0.25 else about_one_picture(rng, rng.randint(2, 5))
     elif kind == "recall":
         messages = recall_from_text(rng, mix.longest)
         if rng.random() < 0.3:
             messages += turns(rng, some_skills(rng, rng.randint(1, 3)))
     else:
-        messages = turns(rng, some_skills(rng, rng.choice((1, 1, 1, 2, 3, 5))))
+        messages = turns(rng, some_skills(rng, rng.choice((1, 1, 2, 3, 4, 6))))
     if rng.random() < 0.2:
         messages = [system(rng.choice(_SYSTEM_PROMPTS)), *messages]
     return Dialogue(messages, [])
@@ -84,30 +84,35 @@ def turns(rng: Random, makers: list[Callable[[Random], Problem]]) -> list[Messag
     return messages
 
 
-def about_one_scene(rng: Random, questions: int) -> list[Message]:
-    """Several questions about one picture, which comes with the first: more to learn from each drawing."""
-    draw_scene, ask = rng.choice(QUESTIONED)
-    scene = draw_scene(rng)
+def about_one_picture(rng: Random, questions: int) -> list[Message]:
+    """Several questions about one picture (or pair), which comes with the first: more to learn from each drawing."""
+    kind = rng.choices(QUESTIONED, [q.weight for q in QUESTIONED])[0]
+    drawn = kind.draw(rng)
     messages: list[Message] = []
     for _ in range(questions):
-        problem = ask(rng, scene)
+        problem = kind.ask(rng, drawn)
         if problem.split is Split.TRAIN:
             first = problem.messages[0]
             text = next(part["text"] for part in first["content"] if part["type"] == "text")
             messages += [user(text) if messages else first, assistant(problem.answer)]
-    return messages or about_one_scene(rng, questions)
+    return messages or about_one_picture(rng, questions)
 
 
-def words_task(rng: Random) -> Problem:
-    """Sorting and the calendar take longer to learn than the other small tasks."""
-    return rng.choices(TASKS, [_SLOW.get(task.__name__, 1.0) for task in TASKS])[0](rng)
+# Tasks that take longer to learn than others of their skill are trained on more often.
+_SLOW = {
+    "sort_words": 4.0, "sort_numbers": 4.0, "month": 2.0, "weekday": 1.5, "reverse_list": 1.5, "reverse_word": 1.5,
+    "count_letter": 1.3, "case": 1.3, "to_words": 1.3, "arithmetic_chain": 4.0, "about_a_list": 2.5,
+    "about_a_text": 1.5,
+}  # fmt: skip
 
 
-_SLOW = {"sort_words": 3.0, "sort_numbers": 2.0, "month": 2.0, "weekday": 1.5, "reverse_list": 1.5, "count_letter": 1.3}
+def one_of(tasks: Sequence[Callable[[Random], Problem]]) -> Callable[[Random], Problem]:
+    weights = [_SLOW.get(task.__name__, 1.0) for task in tasks]
+    return lambda rng: rng.choices(tasks, weights)[0](rng)
 
 
 SHORT_SKILLS: tuple[tuple[Callable[[Random], Problem], float], ...] = (
-    (arithmetic, 4.0), (words_task, 5.0), (follow_up, 2.2), (extraction, 2.0), (off_topic, 0.8),
+    (arithmetic, 4.5), (one_of(TASKS), 6.0), (one_of(FOLLOW_UPS), 2.2), (extraction, 2.0), (off_topic, 1.0),
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ CHECKPOINT = Path(__file__).parent.parent / "remuda" / "assets" / "demo"
 MATRIX_RATE = 0.012
 WARMUP_STEPS = 150
 DECAY_FROM = 0.25  # of the planned time; then linearly to zero
-BALANCE, Z = 0.01, 1e-3  # weights of the router's auxiliary losses
+BALANCE, Z = 0.03, 1e-3  # weights of the router's auxiliary losses
 
 
 class Trainer:
@@ -45,7 +45,7 @@ class Trainer:
             read_weights(self.model, args.weights)
         self.model.to(self.device)
         self.optimizer: Muon = optimizer_for(self.model)
-        self.step, self.seconds_before, self.rate = 0, 0.0, MATRIX_RATE
+        self.step, self.seconds_before, self.rate = 0, args.trained_seconds, MATRIX_RATE
         self.started = time.monotonic()
         if args.state and args.state.exists():
             self._resume(args.state)
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and log.jsonl")
     parser.add_argument("--state", type=Path, help="file to resume from, if it exists, and to save to")
     parser.add_argument("--weights", type=Path, help="start from a checkpoint's weights")
+    parser.add_argument("--trained-seconds", type=float, default=0, help="of --weights: the schedule goes on there")
     parser.add_argument("--seconds", type=float, default=560)
     parser.add_argument("--planned-seconds", type=float, default=1100)
     parser.add_argument("--steps", type=int, default=10**9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from remuda.evaluation.arithmetic import working
@@ -150,7 +151,10 @@ def about_a_text(rng: Random) -> Problem:
     return _follow_up("text", sentence, messages, words[0] if word == "first" else words[-1], Scoring.TEXT)
 
 
+FOLLOW_UPS: tuple[Callable[[Random], Problem], ...] = (
+    about_me, about_me, arithmetic_chain, about_a_list, about_a_word, another_word, about_a_text,
+)  # fmt: skip
+
+
 def follow_up(rng: Random) -> Problem:
-    return rng.choice((about_me, about_me, arithmetic_chain, about_a_list, about_a_word, another_word, about_a_text))(
-        rng
-    )
+    return rng.choice(FOLLOW_UPS)(rng)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import cos, pi, sin
 from random import Random
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -191,7 +192,7 @@ def crowd(rng: Random) -> Scene:
 
 
 def about_crowd(rng: Random, drawn: Scene) -> Problem:
-    """How many shapes, of a colour, or of a kind."""
+    """How many shapes, of a colour, or of a kind; the reply counts them one by one."""
     colour = rng.choice(drawn.things).colour if rng.random() < 0.8 else rng.choice(list(PAINTS))
     shape = rng.choice(drawn.things).shape if rng.random() < 0.8 else rng.choice(SHAPES)
     asks = {
@@ -200,18 +201,28 @@ def about_crowd(rng: Random, drawn: Scene) -> Problem:
             "How many shapes are in the image?",
             "Count the shapes.",
             "How many shapes do you see?",
-        ): len(drawn.things),
-        (f"How many {colour} shapes are there?", f"Count the {colour} shapes."): sum(
-            t.colour == colour for t in drawn.things
+        ): drawn.things,
+        (f"How many {colour} shapes are there?", f"Count the {colour} shapes."): tuple(
+            t for t in drawn.things if t.colour == colour
         ),
         (
             f"How many {plural(shape)} are there?",
             f"Count the {plural(shape)}.",
             f"How many {plural(shape)} do you see?",
-        ): sum(t.shape == shape for t in drawn.things),
+        ): tuple(t for t in drawn.things if t.shape == shape),
     }
     questions = rng.choice(list(asks))
-    return _pictured(rng, "count", [drawn], rng.choice(questions), str(asks[questions]), Scoring.NUMBER)
+    return _pictured(rng, "count", [drawn], rng.choice(questions), counted(asks[questions]), Scoring.NUMBER)
+
+
+def counted(things: Iterable[Thing]) -> str:
+    """ "top left 1, center 2: 2", row by row; the last number is the result."""
+    places = [place_of(thing) for thing in in_reading_order(things)]
+    return f"{', '.join(f'{place} {i}' for i, place in enumerate(places, 1)) or 'none'}: {len(places)}"
+
+
+def in_reading_order(things: Iterable[Thing]) -> list[Thing]:
+    return sorted(things, key=lambda thing: (thing.row, thing.column))
 
 
 def count(rng: Random) -> Problem:
@@ -244,8 +255,8 @@ def about_group(rng: Random, drawn: Scene) -> Problem:
     text = rng.choice(
         ("List everything in the image.", "List all shapes and where they are.", "What is where in the image?")
     )
-    ordered = sorted(drawn.things, key=lambda t: (t.row, t.column))
-    return _pictured(rng, "inventory", [drawn], text, ", ".join(f"{named(t)} {place_of(t)}" for t in ordered))
+    listed = ", ".join(f"{named(t)} {place_of(t)}" for t in in_reading_order(drawn.things))
+    return _pictured(rng, "inventory", [drawn], text, listed)
 
 
 def place_of(thing: Thing) -> str:
@@ -256,14 +267,20 @@ def position(rng: Random) -> Problem:
     return about_group(rng, group(rng))
 
 
-def compare(rng: Random) -> Problem:
+def pair(rng: Random) -> list[Scene]:
+    """Two pictures of one thing each, often of the same shape or colour."""
     first, second = look(rng), look(rng)
     if rng.random() < 0.3:
         second = (first[0], second[1])
     elif rng.random() < 0.4:
         second = (second[0], first[1])
     size = rng.choice((56, 80, 100, 112))
-    drawn = [scene(rng, 1, 1, size, [each]) for each in (first, second)]
+    return [scene(rng, 1, 1, size, [each]) for each in (first, second)]
+
+
+def about_pair(rng: Random, drawn: list[Scene]) -> Problem:
+    """Whether colours or shapes are equal, which picture shows a colour, or what both show."""
+    first, second = ((thing.shape, thing.colour) for each in drawn for thing in each.things)
     kind = rng.choice(("same-colour", "same-shape", "which", "both"))
     if kind == "same-colour":
         text = rng.choice(
@@ -293,6 +310,10 @@ def compare(rng: Random) -> Problem:
         text = rng.choice(("Describe both images.", "What is in the two images?", "Compare the two images."))
         answer = f"{first[1]} {first[0]}, {second[1]} {second[0]}"
     return _pictured(rng, "compare", drawn, text, answer)
+
+
+def compare(rng: Random) -> Problem:
+    return about_pair(rng, pair(rng))
 
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -357,7 +378,18 @@ def images(rng: Random) -> Problem:
     return rng.choice((colour_or_shape, colour_or_shape, count, position, compare, wide, image_follow_up))(rng)
 
 
-# Scenes that bear several questions, for training: how to draw one and how to ask about it.
-QUESTIONED: tuple[tuple[Callable[[Random], Scene], Callable[[Random, Scene], Problem]], ...] = (
-    (single_thing, about_single), (crowd, about_crowd), (group, about_group), (row_of_things, about_row),
-)  # fmt: skip
+class Questioned(NamedTuple):
+    """What bears several questions, for training: how to draw it and how to ask about it."""
+
+    draw: Callable[[Random], Any]  # a scene, or several
+    ask: Callable[[Random, Any], Problem]
+    weight: float  # the harder, the more often
+
+
+QUESTIONED = (
+    Questioned(single_thing, about_single, 0.5),
+    Questioned(crowd, about_crowd, 2.0),
+    Questioned(group, about_group, 1.5),
+    Questioned(pair, about_pair, 1.5),
+    Questioned(row_of_things, about_row, 1.0),
+)
