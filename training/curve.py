@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT, MARGIN = 900, 420, 60
 COLOURS = ((200, 60, 40), (40, 90, 200), (40, 150, 80))
-LOSS_RANGE = (0.01, 10.0)  # the vertical axis, logarithmic
+LOSS_RANGE = (0.001, 10.0)  # the vertical axis, logarithmic
 
 Points = list[tuple[float, float]]
 

@@ -8,7 +8,7 @@ T packed tokens, H hidden, Q/K query and key/value heads, D head size, E experts
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from training.vision import VisionTower, rotate_pairs
 
 HIDDEN, HEAD, EXPERTS = TEXT["hidden_size"], TEXT["head_dim"], TEXT["num_local_experts"]
 EPS = TEXT["rms_norm_eps"]
+LAYERS = TEXT["num_hidden_layers"]
+DRAFT_TAPS = (2, LAYERS // 2, LAYERS - 3)  # layers whose input a draft head in EAGLE-3 form reads: low, middle, high
 BALANCED_GROUPS = 8  # stretches of a row within which the experts shall be in even use, whatever the texts there
 
 
@@ -54,7 +56,7 @@ class PackedBatch:
 class Routing(NamedTuple):
     """What the balance of one MoE layer is judged by."""
 
-    share_E: Tensor  # of tokens sent to each expert
+    expert_T: Tensor  # the expert of each token
     balance: Tensor  # auxiliary loss, 1 when even
     z: Tensor  # mean squared log-sum-exp of the router's logits
 
@@ -114,7 +116,7 @@ def dense_tail(x: Tensor, attended: Tensor, o: Tensor, norm: Tensor, gate: Tenso
 
 
 def route(x: Tensor, attended: Tensor, o: Tensor, norm: Tensor, router: Tensor) -> tuple[Tensor, ...]:
-    """Residual, normed hidden, scored expert input, place of each token, groups' ends, and the balance terms."""
+    """Residual, normed hidden, scored expert input, expert and place of each token, groups' ends, balance terms."""
     x = x + project(attended.flatten(1), o)
     h = rms_norm(x, norm)
     logits_TE = project(h, router).float()
@@ -123,9 +125,8 @@ def route(x: Tensor, attended: Tensor, o: Tensor, norm: Tensor, router: Tensor) 
     share_GE = F.one_hot(expert_T, EXPERTS).float().unflatten(0, (BALANCED_GROUPS, -1)).mean(1)
     wanted_GE = logits_TE.softmax(-1).unflatten(0, (BALANCED_GROUPS, -1)).mean(1)
     balance = EXPERTS * (share_GE * wanted_GE).sum(-1).mean()
-    share_E = share_GE.mean(0)
     scored = h * best_T.sigmoid().to(h.dtype)[:, None]
-    return x, h, scored, place_T, end_E, share_E, balance, logits_TE.logsumexp(-1).pow(2).mean()
+    return x, h, scored, expert_T, place_T, end_E, balance, logits_TE.logsumexp(-1).pow(2).mean()
 
 
 def moe_tail(x: Tensor, h: Tensor, routed: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -216,9 +217,9 @@ class Layer(nn.Module):
         if not self.moe:
             return run.dense_tail(*tail, *self.feed_forward.weights()), None
         moe = self.feed_forward
-        x, h, scored, place_T, end_E, share_E, balance, z = run.route(*tail, moe.router.weight)
+        x, h, scored, expert_T, place_T, end_E, balance, z = run.route(*tail, moe.router.weight)
         routed = run_experts(scored, place_T, end_E, moe.experts.gate_up_proj, moe.experts.down_proj, run.silu_mul)
-        return run.moe_tail(x, h, routed, *moe.shared_expert.weights()), Routing(share_E, balance, z)
+        return run.moe_tail(x, h, routed, *moe.shared_expert.weights()), Routing(expert_T, balance, z)
 
 
 class DemoModel(nn.Module):
@@ -243,20 +244,30 @@ class DemoModel(nn.Module):
             if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
                 parameter.data.mul_(0.1)
 
-    def hidden(self, batch: PackedBatch, run: Functions, dtype: torch.dtype) -> tuple[Tensor, list[Routing]]:
-        """[T, H] before the final norm, and the routing of each MoE layer."""
+    def hidden(
+        self, batch: PackedBatch, run: Functions, dtype: torch.dtype, taps: Sequence[int] = ()
+    ) -> tuple[Tensor, list[Routing], list[Tensor]]:
+        """[T, H] before the final norm, the routing of each MoE layer, and [T, H] going into each layer of `taps`."""
         x = _Lookup.apply(self.language_model.model.embed_tokens.weight.to(dtype), batch.ids_T)
         rows = run.vision(self.vision_model, batch.tiles_N3SS, dtype).flatten(0, 1)
         x = x.index_copy(0, batch.patches_P, project(rows, self.multi_modal_projector.linear_1.weight))
         turns = position_terms(batch.positions_T)
-        routings = []
-        for layer in self.language_model.model.layers:
+        routings, tapped = [], []
+        for index, layer in enumerate(self.language_model.model.layers):
+            tapped += [x] if index in taps else []
             x, routing = layer(x, batch, turns, run)
             routings += [routing] if routing else []
-        return x, routings
+        return x, routings, tapped
+
+    @torch.no_grad()
+    def draft_features(self, batch: PackedBatch, run: Functions, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What a draft head in EAGLE-3 form is trained on: its input [T, 3 H] and this model's logits [T, S]."""
+        x, _, tapped = self.hidden(batch, run, dtype, DRAFT_TAPS)
+        logits_TS = project(rms_norm(x, self.language_model.model.norm.weight), self.language_model.lm_head.weight)
+        return torch.cat(tapped, dim=-1), logits_TS
 
     def losses(self, batch: PackedBatch, run: Functions, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[Routing]]:
-        x, routings = self.hidden(batch, run, dtype)
+        x, routings, _ = self.hidden(batch, run, dtype)
         loss_T, right_T = run.losses(
             x, self.language_model.model.norm.weight, self.language_model.lm_head.weight, batch.labels_T
         )

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from remuda.evaluation.skills import SKILLS
-from training.architecture import TEXT
+from training.architecture import PAD
 from training.export import read_weights, write_weights
-from training.model import DemoModel, Functions, PackedBatch
+from training.model import EXPERTS, DemoModel, Functions, PackedBatch
 from training.muon import Muon, optimizer_for
 from training.packing import HeldOutRows, Rows, RowShape, row_loader
 
@@ -122,22 +122,26 @@ class Trainer:
     def evaluate(self) -> None:
         """Held-out accuracy: a reply counts if greedy decoding would give exactly the reference, token for token."""
         outcomes: dict[str, list[bool]] = defaultdict(list)
-        shares = []
+        used: list[torch.Tensor] = []  # tokens of each MoE layer's experts, row by row
         if self.held_out_rows is not None:
             self.held_out, self.held_out_rows = list(self.held_out_rows), None
         for batch, names in self.held_out:
             batch = on_device(batch, self.device)
             _, right_T, routings = self.model.losses(batch, self.run, self.dtype)
-            shares.append(torch.stack([r.share_E for r in routings]))
+            is_text_T = batch.ids_T != PAD
+            used.append(torch.stack([r.expert_T[is_text_T].bincount(minlength=EXPERTS) for r in routings]))
             wrong = ((batch.labels_T >= 0) & ~right_T).cpu()
             ends = batch.documents.tolist()
             for name, start, end in zip(names, ends, ends[1:], strict=False):
                 outcomes[name].append(not wrong[start:end].any().item())
         variants = {name: round(sum(o) / len(o), 3) for name, o in sorted(outcomes.items())}
         by_skill = {s: [x for name, o in outcomes.items() if name.startswith(f"{s}/") for x in o] for s in SKILLS}
-        routing = (torch.stack(shares).mean(0) * TEXT["num_local_experts"]).round(decimals=2).tolist()
+        used_LE = torch.stack(used).sum(0)
+        shares = (used_LE * EXPERTS / used_LE.sum(1, keepdim=True)).tolist()  # 1 is fair
         self._write(
-            skills={s: round(sum(o) / len(o), 3) for s, o in by_skill.items()}, variants=variants, routing=routing
+            skills={s: round(sum(o) / len(o), 3) for s, o in by_skill.items()},
+            variants=variants,
+            routing=[[round(share, 2) for share in layer] for layer in shares],
         )
 
     def _write(self, **values: Any) -> None:

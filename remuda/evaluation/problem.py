@@ -2,6 +2,7 @@
 
 Train and held-out problems are disjoint by construction: a hash of the *instance* (the operands, the word, the drawn
 scene, never its wording) decides on which side it falls, so no wording of a held-out instance is ever trained on.
+What can only be known by heart (that 0 is called "zero") is always trained: holding it out would test guessing.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ class Problem:
     scoring: Scoring = Scoring.TEXT
     expected: str = ""  # for VALUE; otherwise the answer itself is expected
     tools: tuple[dict[str, Any], ...] = ()
+    by_heart: bool = False  # no other instance tells its answer
 
     @property
     def split(self) -> Split:
-        return split_of(self.skill, self.key)
+        return Split.TRAIN if self.by_heart else split_of(self.skill, self.key)
 
 
 def split_of(skill: str, key: str) -> Split:

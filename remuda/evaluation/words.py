@@ -51,8 +51,10 @@ def listed(rng: Random, items: list[str]) -> str:
     return ", ".join(items) if rng.random() < 0.8 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def _problem(variant: str, key: str, text: str, answer: str, scoring: Scoring = Scoring.TEXT) -> Problem:
-    return Problem("words", variant, f"{variant}:{key}", (user(text),), answer, scoring)
+def _problem(
+    variant: str, key: str, text: str, answer: str, scoring: Scoring = Scoring.TEXT, by_heart: bool = False
+) -> Problem:
+    return Problem("words", variant, f"{variant}:{key}", (user(text),), answer, scoring, by_heart=by_heart)
 
 
 def sort_words(rng: Random) -> Problem:
@@ -249,7 +251,7 @@ def to_words(rng: Random) -> Problem:
             "Write {} as words.",
         )
     )
-    return _problem("number-to-words", str(n), ask.format(n), number_in_words(n))
+    return _problem("number-to-words", str(n), ask.format(n), number_in_words(n), by_heart=n < 10)
 
 
 def from_words(rng: Random) -> Problem:
@@ -259,9 +261,8 @@ def from_words(rng: Random) -> Problem:
         "Convert {} to digits.",
     ))  # fmt: skip
     words = number_in_words(n)
-    return _problem(
-        "words-to-number", str(n), ask.format(f'"{words}"' if rng.random() < 0.3 else words), str(n), Scoring.NUMBER
-    )
+    text = ask.format(f'"{words}"' if rng.random() < 0.3 else words)
+    return _problem("words-to-number", str(n), text, str(n), Scoring.NUMBER, by_heart=n < 10)
 
 
 TASKS: tuple[Callable[[Random], Problem], ...] = (

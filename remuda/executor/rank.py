@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import socket
 import traceback
@@ -33,11 +34,12 @@ from remuda.protocol.step import (
 )
 from remuda.protocol.wire import Channel, WireError, rank_side
 from remuda.worker.kv_pool import compute_dtype
-from remuda.worker.worker import Worker
+from remuda.worker.worker import Step, Worker
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 _STOP_TOGETHER_S = 2.0
+_LAST_LOOK_S = 300e-6  # before a device is done, its host stops looking for new plans
 
 
 @dataclass(frozen=True)
@@ -124,33 +126,57 @@ class RankProcess:
 
     def _serve(self, worker: Worker) -> None:
         """Plans in order. Whatever has arrived is announced before the next plan runs, so that receives wait early."""
-        channel = self._channel
         backlog: deque[object] = deque()
         while True:
-            self._take_in(worker, backlog)
+            self._take_in(worker, backlog, 0.0 if backlog else None)
             message = backlog.popleft()
             if isinstance(message, StepPlan):
-                result = worker.execute(message)
-                if result is not None:
-                    channel.send(result)
+                self._run(worker, worker.prepare(message), backlog)
             elif isinstance(message, AdoptNative):
                 worker.adopt_native()
             elif isinstance(message, StopRank):
                 return
 
-    def _take_in(self, worker: Worker, backlog: deque[object]) -> None:
-        """Read what is there; with an empty backlog wait for something."""
+    def _run(self, worker: Worker, step: Step | None, backlog: deque[object]) -> None:
+        """See a step to its end, and those that come right behind it.
+
+        While the device computes a step, the host prepares the next one.
+        """
+        launched = False
+        while step is not None:
+            if not launched:
+                worker.launch(step)
+            following = self._prepare_meanwhile(worker, step, backlog)
+            launched = following is not None and worker.launches_first()
+            if following is not None and launched:
+                worker.launch(following)
+            result = worker.finish(step)
+            if result is not None:
+                self._channel.send(result)
+            step = following
+
+    def _prepare_meanwhile(self, worker: Worker, step: Step, backlog: deque[object]) -> Step | None:
+        """Spend the time until `step` is computed; on a CPU there is none."""
+        following: Step | None = None
+        while not backlog and (remaining_s := worker.remaining_s(step)) > _LAST_LOOK_S:
+            self._take_in(worker, backlog, remaining_s - _LAST_LOOK_S)
+        if backlog and isinstance(plan := backlog[0], StepPlan) and worker.may_overlap(step, plan):
+            following = worker.prepare(plan)
+            backlog.popleft()
+        worker.wait(step)
+        return following
+
+    def _take_in(self, worker: Worker, backlog: deque[object], patience_s: float | None) -> None:
+        """Read what is there; wait up to `patience_s` for something (None: until there is)."""
         channel = self._channel
-        channel.sock.setblocking(not backlog)
-        while True:
+        while select.select([channel.sock], [], [], patience_s)[0]:
             channel.fill()
             for message in channel.pop():
                 if isinstance(message, StepPlan):
                     worker.announce(message)
                 backlog.append(message)
             if backlog:
-                break
-        channel.sock.setblocking(True)
+                patience_s = 0.0
 
     def _report(self, error: Exception) -> int:
         known = isinstance(error, RemudaError)

@@ -32,6 +32,10 @@ class PipelineLink(Protocol):
         """Wait for the hidden states posted for `step` (the oldest posted)."""
         ...
 
+    def has_arrived(self) -> bool:
+        """Whether the oldest posted receive can be taken without waiting for its sender."""
+        ...
+
     def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
         """Send to the same TP rank of the next stage; `x_TH` must not be written afterwards."""
         ...
@@ -77,6 +81,10 @@ class TorchLink:
 
     def receive_hidden(self, step: int) -> torch.Tensor:
         return self._take(self._hidden, step)
+
+    def has_arrived(self) -> bool:
+        posted = self._hidden or self._tokens  # a rank receives either hidden states or tokens
+        return bool(posted) and posted[0][2].is_completed()
 
     def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
         self._send(x_TH.contiguous(), self._next, _tag(_HIDDEN, step))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import secrets
+import select
 import socket
 import threading
 from collections import deque
@@ -90,6 +91,9 @@ class SocketLink:
 
     def receive_hidden(self, step: int) -> torch.Tensor:
         return self._receive(torch.empty(self._next(step), self._hidden_size, dtype=self._dtype))
+
+    def has_arrived(self) -> bool:
+        return bool(self._posted) and bool(select.select([self._inbound], [], [], 0.0)[0])
 
     def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
         self._outboxes[0].send(x_TH.contiguous())

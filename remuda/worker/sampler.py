@@ -53,7 +53,7 @@ class Sampler:
             self._rules.admit(sequence.slot, sequence.sampling, prompt, output)
 
     def run(self, hidden_TH: torch.Tensor, rows: Rows) -> Sampled:
-        """Choose the tokens of the sampling rows. Call before `state.advance`."""
+        """Choose the tokens of the sampling rows. The state may have moved on, but not have reused their slots."""
         prompt_logprobs = self._prompt_logprobs(hidden_TH, rows)
         slots = rows.sampling_slots
         if not len(slots):
@@ -62,7 +62,7 @@ class Sampler:
         if len(last_S) != len(hidden_TH):  # else every token of the step is some row's last
             hidden_TH = hidden_TH[torch.from_numpy(last_S.astype(np.int64)).to(self._device)]
         logits_SV = self._head.logits(hidden_TH)
-        outputs_S = self._state.known_N[slots] - self._state.prompt_N[slots]
+        outputs_S = rows.sampled_positions - self._state.prompt_N[slots]
         plain_S = self._rules.plain_greedy(slots, outputs_S)
         if plain_S.all():
             return Sampled(self._argmax(logits_SV), True, [], prompt_logprobs)
@@ -119,7 +119,7 @@ class Sampler:
         if not greedy_S.all():
             mask = _mask(~greedy_S, logits_SV)
             drawn = logits_SV if not greedy_S.any() else logits_SV[mask]
-            tokens[mask] = self._draw(drawn, slots[~greedy_S])
+            tokens[mask] = self._draw(drawn, slots[~greedy_S], outputs_S[~greedy_S])
         chosen_is_possible = torch.isfinite(logits_SV.gather(1, tokens.unsqueeze(1)).squeeze(1)).cpu().numpy()
         tokens_S = np.where(finite_S & chosen_is_possible, tokens.cpu().numpy(), -1)
         return tokens_S, self._logprobs(raw_SV, tokens, slots)
@@ -132,13 +132,14 @@ class Sampler:
         logits_SV = raw_SV.clone()
         for row in np.flatnonzero(due).tolist():
             slot = int(slots[row])
-            output = state.tokens_NL[slot, state.prompt_N[slot] : state.known_N[slot]]
+            start = int(state.prompt_N[slot])
+            output = state.tokens_NL[slot, start : start + int(outputs_S[row])]
             adjust_(logits_SV[row], rules.adjustments[slot], output)
         return logits_SV
 
-    def _draw(self, logits_SV: torch.Tensor, slots: Ints) -> torch.Tensor:
+    def _draw(self, logits_SV: torch.Tensor, slots: Ints, outputs_S: Ints) -> torch.Tensor:
         rules = self._rules
-        uniform_S = uniform(rules.seed_N[slots], self._state.known_N[slots])
+        uniform_S = uniform(rules.seed_N[slots], self._state.prompt_N[slots] + outputs_S)
         parameters = (rules.temperature_N, rules.top_k_N, rules.top_p_N, rules.min_p_N)
         arrays = [parameter[slots] for parameter in parameters] + [uniform_S]
         temperature, top_k, top_p, min_p, uniforms = (torch.from_numpy(a).to(self._device) for a in arrays)

@@ -1,6 +1,7 @@
 """A model whose compute is a wait of modelled length: everything around it (plans, transport, sampler) is real.
 
-It lets pipeline utilisation be measured on a machine with fewer cores than stages. T tokens, S sampled rows, H hidden.
+The wait is that of a device which computes beside its host, one launch after the other, as a GPU does. It lets
+pipeline utilisation be measured on a machine with fewer cores than stages. T tokens, S sampled rows, H hidden.
 """
 
 from __future__ import annotations
@@ -15,10 +16,26 @@ import torch
 from remuda.config.engine import SimulationConfig
 from remuda.layers.base import BuildContext
 from remuda.layers.batch import ForwardBatch
-from remuda.models.interfaces import Model, SupportsImages, SupportsPP
+from remuda.models.interfaces import Completion, Model, SupportsImages, SupportsPP
 from remuda.weights.loader import LoadReport, Progress
 
-_SPIN_S = 100e-6  # a sleeping process wakes up to this late; the last stretch is spent awake
+_SPIN_S = 150e-6  # a sleeping process wakes up to this late; the last stretch is spent awake
+
+
+class _At(Completion):
+    """Done at a time of the host's monotonic clock."""
+
+    def __init__(self, end_s: float) -> None:
+        self._end_s = end_s
+
+    def remaining_s(self) -> float:
+        return max(0.0, self._end_s - time.monotonic())
+
+    def wait(self) -> None:
+        if (nap_s := self.remaining_s() - _SPIN_S) > 0.0:
+            time.sleep(nap_s)
+        while self.remaining_s() > 0.0:
+            pass
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,7 @@ class SimulatedModel(Model, SupportsPP, SupportsImages):
         super().__init__(context)
         self._simulation = simulation
         self._intervals: list[BusyInterval] = []
+        self._idle_from_s = 0.0
         vocab = context.config.vocab_size
         shard = -(-vocab // context.tp_size)
         self._shard = (context.tp_rank * shard, (context.tp_rank + 1) * shard)
@@ -53,20 +71,19 @@ class SimulatedModel(Model, SupportsPP, SupportsImages):
         return torch.zeros(len(ids_T), self.context.config.hidden_size, dtype=self.context.dtype)
 
     def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        start_s = time.monotonic()
+        start_s = max(time.monotonic(), self._idle_from_s)
         prefill_tokens = len(hidden_TH) - batch.num_decodes
         simulation = self._simulation
         length_ms = (
             simulation.base_ms + simulation.row_ms * batch.num_decodes + simulation.prefill_token_ms * prefill_tokens
         )
-        end_s = start_s + length_ms * 1e-3
-        if (nap_s := end_s - _SPIN_S - start_s) > 0:
-            time.sleep(nap_s)
-        while time.monotonic() < end_s:
-            pass
+        self._idle_from_s = start_s + length_ms * 1e-3
         if simulation.trace_dir:
-            self._intervals.append(BusyInterval(start_s, time.monotonic(), batch.num_decodes, prefill_tokens))
+            self._intervals.append(BusyInterval(start_s, self._idle_from_s, batch.num_decodes, prefill_tokens))
         return hidden_TH
+
+    def completion(self) -> Completion:
+        return _At(self._idle_from_s)
 
     def logits(self, hidden_SH: torch.Tensor) -> torch.Tensor:
         return self._logits_V.expand(len(hidden_SH), -1)

@@ -25,12 +25,11 @@ class Rows:
     starts_S: Ints  # tokens computed before the step
     samples_S: npt.NDArray[np.bool_]  # rows that choose a token
     query_start_S1: npt.NDArray[np.int32]
+    sampling_slots: Ints  # of the rows that choose one, over the sampling rows, as the two below
+    sampled_positions: Ints  # where the chosen tokens go
+    sampled_generations: Ints  # of their slots
     total_tokens: int
     max_count: int
-
-    @property
-    def sampling_slots(self) -> Ints:
-        return self.slots_S[self.samples_S]
 
 
 class BatchState:
@@ -84,29 +83,37 @@ class BatchState:
         slots_S = np.array(plan.slots, np.int64)
         counts_S = np.array(plan.counts, np.int64)
         starts_S = self.computed_N[slots_S]
+        samples_S = starts_S + counts_S == self.known_N[slots_S]
+        sampling_slots = slots_S[samples_S]
         query_start_S1 = np.zeros(len(slots_S) + 1, np.int32)
         np.cumsum(counts_S, out=query_start_S1[1:])
         return Rows(
             slots_S=slots_S,
             counts_S=counts_S,
             starts_S=starts_S,
-            samples_S=starts_S + counts_S == self.known_N[slots_S],
+            samples_S=samples_S,
             query_start_S1=query_start_S1,
+            sampling_slots=sampling_slots,
+            sampled_positions=self.known_N[sampling_slots],
+            sampled_generations=self.generation_N[sampling_slots],
             total_tokens=int(query_start_S1[-1]),
             max_count=max(plan.counts, default=0),
         )
 
-    def advance(self, rows: Rows) -> Ints:
-        """Count the step as done; returns the positions of the tokens that its sampling rows added."""
+    def advance(self, rows: Rows) -> None:
+        """Count the step as done, and a token of every sampling row as known."""
         self.computed_N[rows.slots_S] += rows.counts_S
-        sampling = rows.sampling_slots
-        positions = self.known_N[sampling]
-        self.known_N[sampling] = positions + 1
-        return positions
+        self.known_N[rows.sampling_slots] += 1
 
-    def settle(self, slots: Ints, positions: Ints, generations: Ints, tokens: Ints) -> None:
+    def all_settled(self, rows: Rows) -> bool:
+        """Whether every token that `rows` reads has its value."""
+        return bool((self.settled_N[rows.slots_S] >= rows.starts_S + rows.counts_S).all())
+
+    def settle(self, rows: Rows, tokens: Ints) -> None:
         """Write sampled tokens where they belong; slots reused since (another generation) are left alone."""
-        same = self.generation_N[slots] == generations
-        slots, positions, tokens = slots[same], positions[same], tokens[same]
+        slots, positions = rows.sampling_slots, rows.sampled_positions
+        same = self.generation_N[slots] == rows.sampled_generations
+        if not same.all():
+            slots, positions, tokens = slots[same], positions[same], tokens[same]
         self.tokens_NL[slots, positions] = np.maximum(tokens, 0)  # -1 (no finite logits): any token, the engine ends it
         self.settled_N[slots] = positions + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,7 +13,8 @@ from remuda.config.engine import EngineConfig
 from remuda.config.kv_groups import kv_groups
 from remuda.kernels.native import runtime
 from remuda.kernels.native.build import build
-from remuda.models.interfaces import Model, SupportsImages
+from remuda.layers.batch import ForwardBatch
+from remuda.models.interfaces import Completion, Model, SupportsImages
 from remuda.parallel.groups import Groups
 from remuda.parallel.topology import Topology, node_of, node_ranks
 from remuda.protocol.errors import RemudaError
@@ -29,6 +31,19 @@ from remuda.worker.simulated import SimulatedModel
 from remuda.worker.state import BatchState, Ints, Rows
 
 _SELF_TEST_TOKENS = 3
+
+
+@dataclass(slots=True)
+class Step:
+    """A plan on its way through this rank. A plan that runs no rows (it only releases slots) has nothing but itself."""
+
+    plan: StepPlan
+    rows: Rows = field(init=False)
+    row_T: Ints = field(init=False)
+    positions_T: Ints = field(init=False)
+    batch: ForwardBatch = field(init=False)
+    hidden_TH: torch.Tensor = field(init=False)  # once launched, as the next
+    completion: Completion = field(init=False)
 
 
 class Worker:
@@ -137,65 +152,112 @@ class Worker:
             self.groups.link.post_hidden(sum(plan.counts), plan.step)
             self._posted.append(plan.step)
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult | None:
         """Run one plan. The driver answers; other ranks return None."""
-        self._apply(plan)
-        if not plan.slots:
-            return StepResult(plan.step, []) if self.topology.is_driver else None
-        rows = self.state.rows(plan)
-        hidden_TH = self._forward(plan, rows)
-        if self.sampler is None:
-            assert self.groups.link is not None
-            self.groups.link.send_hidden(hidden_TH, plan.step)
-            positions = self.state.advance(rows)
-            if self.feedback is not None:
-                self.feedback.expect(plan.step, rows.sampling_slots, positions)
-            return None
-        sampled = self.sampler.run(hidden_TH, rows)
-        self._distribute(plan.step, sampled, rows, self.state.advance(rows))
-        if not self.topology.is_driver:
-            return None
-        return StepResult(plan.step, sampled.tokens_S.tolist(), sampled.logprobs, sampled.prompt_logprobs)
+        step = self.prepare(plan)
+        self.launch(step)
+        return self.finish(step)
 
-    def _apply(self, plan: StepPlan) -> None:
+    @torch.inference_mode()
+    def prepare(self, plan: StepPlan) -> Step:
+        """All that needs neither the device nor another rank; counts the step as done in the resident batch.
+
+        Steps are prepared, launched and finished in the order of their plans; see `may_overlap` for who may interleave.
+        """
         self.state.apply(plan)
         if self.sampler is not None and plan.new:
             self.sampler.apply(plan)
         if self.images is not None and (plan.new or plan.released):
             self.images.apply(plan, self.state)
+        step = Step(plan)
+        if plan.slots:
+            step.rows = rows = self.state.rows(plan)
+            step.row_T, step.positions_T = token_rows(rows)
+            step.batch = build_batch(self.state, rows, step.row_T, step.positions_T, self.pool, self.device)
+            self.state.advance(rows)
+        return step
 
-    def _forward(self, plan: StepPlan, rows: Rows) -> torch.Tensor:
-        row_T, positions_T = token_rows(rows)
-        batch = build_batch(self.state, rows, row_T, positions_T, self.pool, self.device)
+    def may_overlap(self, step: Step, plan: StepPlan) -> bool:
+        """Whether to prepare `plan` before `step` is finished: while a device computes that, and unless the plan gives
+        away a slot whose last token the step has yet to sample."""
+        reused = {sequence.slot for sequence in plan.new}
+        return self.remaining_s(step) > 0.0 and bool(plan.slots) and reused.isdisjoint(step.plan.slots)
+
+    def launches_first(self) -> bool:
+        """Whether the device should get a prepared step before the host finishes the one before it.
+
+        So it is on the last stage, where finishing takes a while, if the inputs have come.
+
+        TP ranks never do so: they run their collectives in one order, which timing must not decide.
+        """
+        link = self.groups.link
+        return self.sampler is not None and link is not None and self.groups.tp.size == 1 and link.has_arrived()
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> None:
+        """Wait for the inputs and give the layers to the device. Where that is this CPU, they are computed now."""
+        if step.plan.slots:
+            step.hidden_TH = self.model.run_layers(self._inputs(step), step.batch)
+            step.completion = self.model.completion()
+            if self.feedback is not None:
+                self.feedback.expect(step.plan.step, step.rows)
+
+    def remaining_s(self, step: Step) -> float:
+        """How long the device will still compute a launched step."""
+        return step.completion.remaining_s() if step.plan.slots else 0.0
+
+    def wait(self, step: Step) -> None:
+        """Until the device has computed a launched step."""
+        if step.plan.slots:
+            step.completion.wait()
+
+    @torch.inference_mode()
+    def finish(self, step: Step) -> StepResult | None:
+        """Wait for the device, then pass on: hidden states to the next stage, or tokens to those who need them."""
+        plan = step.plan
+        if not plan.slots:
+            return StepResult(plan.step, []) if self.topology.is_driver else None
+        self.wait(step)
+        if self.sampler is None:
+            assert self.groups.link is not None
+            self.groups.link.send_hidden(step.hidden_TH, plan.step)
+            return None
+        sampled = self.sampler.run(step.hidden_TH, step.rows)
+        self._distribute(plan.step, sampled, step.rows)
+        if not self.topology.is_driver:
+            return None
+        return StepResult(plan.step, sampled.tokens_S.tolist(), sampled.logprobs, sampled.prompt_logprobs)
+
+    def _inputs(self, step: Step) -> torch.Tensor:
+        rows = step.rows
         if not self.topology.is_first_stage:
-            return self.model.run_layers(self._receive(plan), batch)
+            return self._receive(step.plan)
         if self.feedback is not None:
             self.feedback.settle_inputs(rows)
-        hidden_TH = self.model.embed(token_ids(self.state, rows, row_T, positions_T, self.device))
+        hidden_TH = self.model.embed(token_ids(self.state, rows, step.row_T, step.positions_T, self.device))
         if self.images is not None:
             self.images.substitute_(hidden_TH, rows)
-        return self.model.run_layers(hidden_TH, batch)
+        return hidden_TH
 
     def _receive(self, plan: StepPlan) -> torch.Tensor:
-        assert self.groups.link is not None
         if not self._posted or self._posted[0] != plan.step:
             self.announce(plan)
         self._posted.popleft()
+        assert self.groups.link is not None
         return self.groups.link.receive_hidden(plan.step)
 
-    def _distribute(self, step: int, sampled: Sampled, rows: Rows, positions: Ints) -> None:
+    def _distribute(self, step: int, sampled: Sampled, rows: Rows) -> None:
         """Give the sampled tokens to those who will need them: this state, and the ranks of the first stage."""
-        slots, tokens = rows.sampling_slots, sampled.tokens_S
-        if not len(slots):
+        tokens = sampled.tokens_S
+        if not len(tokens):
             return
         if self.topology.is_first_stage and not sampled.everywhere:
             shared = torch.from_numpy(tokens).to(self.device)
             tokens = self.groups.tp.broadcast_(shared).cpu().numpy()
-        if self.topology.is_first_stage or self.topology.is_driver:
-            self.state.settle(slots, positions, self.state.generation_N[slots], tokens)
         if self.topology.is_driver and self.groups.link is not None:
             self.groups.link.send_tokens(torch.from_numpy(tokens).to(self.device), step)
+        if self.topology.is_first_stage or self.topology.is_driver:
+            self.state.settle(rows, tokens)
 
     # ------------------------------------------------------------------------------------------------ control
 

@@ -1,4 +1,4 @@
-"""The shipped checkpoint: greedy answers as in transformers, and a good part of them right."""
+"""The shipped checkpoint: greedy answers as in transformers, and nearly all of them right."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_greedy_answers_equal_those_of_transformers(llm: LLM) -> None:
         assert ours == expected[: len(ours)] and len(expected) - len(ours) <= 1, problem.messages[-1]  # <|eot|>
 
 
-def test_every_skill_answers_a_good_part_right(llm: LLM) -> None:
+def test_every_skill_answers_nearly_all_right(llm: LLM) -> None:
     for skill in SKILLS:
         problems = without_tools(skill, 12)
         right = [is_right(p, r.outputs[0].text) for p, r in zip(problems, answers(llm, problems), strict=True)]
-        assert sum(right) >= len(right) / 3, (skill, right)
+        assert sum(right) >= 0.85 * len(right), (skill, right)

@@ -8,12 +8,12 @@ import pytest
 
 from remuda.evaluation.arithmetic import arithmetic, working
 from remuda.evaluation.offtopic import HANDWRITTEN_PROMPTS
-from remuda.evaluation.pictures import Scene, Thing
+from remuda.evaluation.pictures import Scene, Thing, counted
 from remuda.evaluation.problem import Split, draw
 from remuda.evaluation.recall import CHUNK_TOKENS, DISTANCES_CHUNKS, approximate_tokens, needle
 from remuda.evaluation.scoring import is_right
 from remuda.evaluation.skills import SKILLS, held_out_problems
-from remuda.evaluation.words import number_in_words
+from remuda.evaluation.words import number_in_words, to_words
 
 
 @pytest.mark.parametrize("skill", sorted(SKILLS))
@@ -43,6 +43,18 @@ def test_wording_does_not_move_an_instance_across_the_split() -> None:
     assert max(map(len, texts.values())) > 5  # small products come up in many wordings
     held_out = sum(found == {Split.HELD_OUT} for found in sides.values()) / len(sides)
     assert 0.05 < held_out < 0.12
+
+
+def test_what_can_only_be_known_by_heart_is_never_held_out() -> None:
+    rng = Random(6)
+    digits = [p for p in (to_words(rng) for _ in range(3000)) if len(p.key.split(":")[1]) == 1]
+    assert {p.answer for p in digits} >= {"zero", "two"} and {p.split for p in digits} == {Split.TRAIN}
+
+
+def test_counting_shapes_names_their_places_in_reading_order() -> None:
+    things = [Thing("star", "red", 2, 0), Thing("star", "red", 0, 2), Thing("cross", "red", 1, 1)]
+    assert counted(things) == "top right 1, center 2, bottom left 3: 3"
+    assert counted([]) == "none: 0"
 
 
 def test_draw_reports_a_generator_without_instances() -> None:

@@ -79,9 +79,8 @@ def run_steps(tp_rank: int, comm: Any, tp: int, cases: list[Case], slots: list[i
         last = torch.stack([torch.randn(VOCAB, generator=generator) * 2 for generator in generators])
         hidden = last if step else last.repeat_interleave(3, dim=0)
         sampled = sampler.run(hidden, rows)
-        positions = state.advance(rows)
-        sampling = rows.sampling_slots
-        state.settle(sampling, positions, state.generation_N[sampling], sampled.tokens_S)
+        state.advance(rows)
+        state.settle(rows, sampled.tokens_S)
         found.append(sampled)
     return found
 

@@ -17,7 +17,7 @@ from training.attention import span_attention
 from training.examples import Encoder, Example
 from training.experts import run_experts, silu_mul, sorted_places
 from training.export import read_weights, write_fixed_files, write_weights
-from training.model import DemoModel, Functions, project, rms_norm
+from training.model import DRAFT_TAPS, HIDDEN, DemoModel, Functions
 from training.muon import orthogonal
 from training.packing import RowShape, pack
 from training.train import CHECKPOINT
@@ -56,9 +56,8 @@ def test_export_gives_equal_logits_in_transformers(exported: tuple[DemoModel, Pa
     packed = examples()
     assert max(len(e.ids) for e in packed) > TEXT["attention_chunk_size"] and len(packed[2].tiles) > 2
     batch = pack(packed, RowShape(2048, sum(len(e.tiles) for e in packed) + 2))
-    with torch.no_grad():
-        x, _ = model.hidden(batch, Functions(compiled=False), torch.float32)
-        logits = project(rms_norm(x, model.language_model.model.norm.weight), model.language_model.lm_head.weight)
+    features, logits = model.draft_features(batch, Functions(compiled=False), torch.float32)
+    assert features.shape == (len(batch.ids_T), 3 * HIDDEN)
     reference = load_reference(folder)
     start = 0
     for example in packed:
@@ -67,10 +66,13 @@ def test_export_gives_equal_logits_in_transformers(exported: tuple[DemoModel, Pa
             tiles = (torch.from_numpy(example.tiles).to(torch.bfloat16) * (1 / 255) - 0.5) / 0.5
             pixels = {"pixel_values": tiles.float()}
         with torch.no_grad():
-            expected = reference(input_ids=torch.from_numpy(example.ids).long()[None], **pixels).logits[0]
-        ours = logits[start : start + len(example.ids)]
-        start += len(example.ids)
-        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
+            ids = torch.from_numpy(example.ids).long()[None]
+            expected = reference(input_ids=ids, output_hidden_states=True, **pixels)
+        place = slice(start, start + len(example.ids))
+        start = place.stop
+        torch.testing.assert_close(logits[place], expected.logits[0], atol=2e-5, rtol=1e-4)
+        tapped = torch.cat([expected.hidden_states[layer][0] for layer in DRAFT_TAPS], dim=-1)
+        torch.testing.assert_close(features[place], tapped, atol=2e-5, rtol=1e-4)
 
 
 def test_checkpoint_is_small_and_divisible(exported: tuple[DemoModel, Path]) -> None:

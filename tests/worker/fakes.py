@@ -131,6 +131,9 @@ class QueueLink:
         assert (posted_step, sent_step, len(x_TH)) == (step, step, tokens)
         return x_TH
 
+    def has_arrived(self) -> bool:
+        raise NotImplementedError
+
     def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
         assert self._after is not None
         self._after.put((step, x_TH))
