@@ -4,8 +4,9 @@
  * are computed together. Scores are kept transposed, [keys][16 lanes], so that keys are read from the pages as they lie
  * and the running maximum and sum of the softmax are plain vectors. A tile of lanes sees keys of one contiguous range, with
  * a mask where a lane sees less. Rows of at most sixteen lanes (decodes) read values from the pages (and may be split along the
- * context); longer ones transpose the values once and multiply with AMX. */
+ * context); longer ones transpose the values once and multiply in tiles. */
 #include "attention.h"
+#include "tiles.h"
 
 #include <math.h>
 
@@ -107,31 +108,18 @@ line_fetch plan_fetch_block(const key_block *block, int64_t d) {
 
 /* ---------------------------------------------------------------- scores and softmax */
 
-/* scores[key][lane] of a block, by AMX: keys x head_dim times head_dim x lanes. */
+/* scores[key][lane] of a block: keys x head_dim times head_dim x lanes. */
 static void score_block(const attention_job *job, const lane_tile *lanes, const key_block *block, float *scores) {
-    const int64_t stride = block->stride * 2;
+    const column_blocks queries = {lanes->tiles, NULL};
+    const int64_t tiles = job->padded_d / TILE_K;
     int64_t i = 0;
     for (; i + 1 < block->subtiles; i += 2) {
-        tile_zero(0);
-        tile_zero(1);
-        for (int64_t c = 0; c < job->padded_d; c += TILE_K) {
-            tile_load(6, lanes->tiles + c * TILE, 64);
-            tile_load(4, block->k[i] + c, stride);
-            tile_load(5, block->k[i + 1] + c, stride);
-            tile_dot(0, 4, 6);
-            tile_dot(1, 5, 6);
-        }
-        tile_store(0, scores + i * 256, 64);
-        tile_store(1, scores + (i + 1) * 256, 64);
+        const row_tiles keys = {block->k[i], block->k[i + 1], block->stride, TILE_K};
+        multiply_tiles(keys, true, queries, false, 2 * TILE, tiles, false, NULL, scores + i * 256);
     }
     if (i < block->subtiles) {
-        tile_zero(0);
-        for (int64_t c = 0; c < job->padded_d; c += TILE_K) {
-            tile_load(6, lanes->tiles + c * TILE, 64);
-            tile_load(4, block->k[i] + c, stride);
-            tile_dot(0, 4, 6);
-        }
-        tile_store(0, scores + i * 256, 64);
+        const row_tiles keys = {block->k[i], NULL, block->stride, TILE_K};
+        multiply_tiles(keys, false, queries, false, TILE, tiles, false, NULL, scores + i * 256);
     }
 }
 

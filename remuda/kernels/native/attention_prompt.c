@@ -1,5 +1,6 @@
-/* Attention of a prompt: values transposed once, then AMX for both products. */
+/* Attention of a prompt: values transposed once, then tiles for both products. */
 #include "attention.h"
+#include "tiles.h"
 
 #include <math.h>
 
@@ -27,22 +28,13 @@ static void transpose_values(const attention_job *job, const unit *u, bf16 *valu
     }
 }
 
-/* sums[head_dim][16 lanes] += values x weights over the key pairs of a block, four tiles of dims at a time. */
+/* sums[head_dim][16 lanes] += values x weights over the key pairs of a block, two tiles of dims at a time. */
 static void multiply_values(const attention_job *job, const bf16 *values, const bf16 *weights, int64_t keys, float *sums) {
     const int64_t tiles = job->padded_d / TILE;
+    const column_blocks columns = {weights, NULL};
     for (int64_t t = 0; t < tiles; t += 2) {
-        tile_load(0, sums + t * 256, 64);
-        tile_load(1, sums + (t + 1) * 256, 64);
-        for (int64_t key = 0; key < keys; key += 32) {
-            const bf16 *v = values + (key / 32 * tiles + t) * TILE_SIZE;
-            tile_load(6, weights + key * 16, 64);
-            tile_load(4, v, 64);
-            tile_load(5, v + TILE_SIZE, 64);
-            tile_dot(0, 4, 6);
-            tile_dot(1, 5, 6);
-        }
-        tile_store(0, sums + t * 256, 64);
-        tile_store(1, sums + (t + 1) * 256, 64);
+        const row_tiles dims = {values + t * TILE_SIZE, values + (t + 1) * TILE_SIZE, TILE_K, tiles * TILE_SIZE};
+        multiply_tiles(dims, true, columns, false, 2 * TILE, ceil_div(keys, 32), true, NULL, sums + t * 256);
     }
 }
 

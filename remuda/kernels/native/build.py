@@ -14,18 +14,27 @@ import signal
 import subprocess
 import sys
 import tempfile
+from enum import Enum
 from functools import cache
 from pathlib import Path
 
 from remuda.protocol.errors import ConfigError
 
 _SOURCES = Path(__file__).parent
-_CPU_FLAGS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16")
+_CPU_FLAGS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
+_AMX_FLAGS = ("amx_tile", "amx_bf16")
 _OPTIONS = (
     "-std=gnu11", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-mprfchw", "-mtune=sapphirerapids", "-fno-math-errno",
     "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra",
 )  # fmt: skip
 _LIBRARIES = ("-lpthread", "-lm")
+
+
+class Target(Enum):
+    """What products of many rows are computed with, by the options that say so to the compiler."""
+
+    AVX512 = ()
+    AMX = ("-DREMUDA_AMX",)
 
 
 class NativeUnavailable(ConfigError):
@@ -49,6 +58,12 @@ def unavailable_reason() -> str | None:
     return None
 
 
+def targets() -> list[Target]:
+    """What this processor can run, the fastest first."""
+    has_amx = _processor_flags().issuperset(_AMX_FLAGS)
+    return [Target.AMX, Target.AVX512] if has_amx else [Target.AVX512]
+
+
 def _processor_flags() -> set[str]:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("flags"):
@@ -60,28 +75,35 @@ def _compiler() -> str | None:
     return shutil.which("gcc") or shutil.which("cc")
 
 
+def _options(target: Target | None) -> list[str]:
+    return [*_OPTIONS, *(target or targets()[0]).value]
+
+
 def _source_files() -> list[Path]:
     return sorted(_SOURCES.glob("*.c"))
 
 
 @cache
-def library_path(cache_dir: Path | None = None) -> Path:
-    """Where the object for these sources, options and compiler is, or will be."""
+def library_path(cache_dir: Path | None = None, target: Target | None = None) -> Path:
+    """Where the object for these sources, options, compiler and target is, or will be."""
     compiler = _compiler()
     if compiler is None:
         raise NativeUnavailable("no C compiler was found: install gcc 11 or newer, or serve with --native-kernels off")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    digest = hashlib.sha256(version + repr(_OPTIONS).encode())
+    digest = hashlib.sha256(version + repr(_options(target)).encode())
     for path in [*_source_files(), *sorted(_SOURCES.glob("*.h"))]:
         digest.update(path.read_bytes())
     return (cache_dir or default_cache_dir()) / f"native-{digest.hexdigest()[:16]}.so"
 
 
-def build(cache_dir: Path | None = None) -> Path:
-    """The path of the object, compiled now unless it is cached. Raises NativeUnavailable."""
+def build(cache_dir: Path | None = None, target: Target | None = None) -> Path:
+    """The path of the object (default: for the fastest target), compiled now unless it is cached.
+
+    Raises NativeUnavailable.
+    """
     if reason := unavailable_reason():
         raise NativeUnavailable(f"native kernels are not available: {reason}")
-    library = library_path(cache_dir)
+    library = library_path(cache_dir, target)
     if library.exists():
         return library
     try:
@@ -89,7 +111,7 @@ def build(cache_dir: Path | None = None) -> Path:
         with open(library.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not library.exists():
-                _compile(library)
+                _compile(library, target)
     except OSError as error:
         raise NativeUnavailable(
             f"the native kernels cannot be kept in {library.parent} ({error.strerror}): make it writable, free some "
@@ -98,17 +120,17 @@ def build(cache_dir: Path | None = None) -> Path:
     return library
 
 
-def _compile(library: Path) -> None:
+def _compile(library: Path, target: Target | None) -> None:
     compiler = _compiler()
     assert compiler is not None
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        target = Path(folder) / library.name
-        command = [compiler, *_OPTIONS, "-o", str(target), *map(str, _source_files()), *_LIBRARIES]
+        made = Path(folder) / library.name
+        command = [compiler, *_options(target), "-o", str(made), *map(str, _source_files()), *_LIBRARIES]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             first = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200])
             raise NativeUnavailable(f"the native kernels did not compile with {compiler}: {first}")
-        os.replace(target, library)
+        os.replace(made, library)
 
 
 class BackgroundBuild:

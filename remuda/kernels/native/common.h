@@ -1,6 +1,7 @@
-/* Shared vocabulary of the native kernels: bf16 vectors, AMX tiles, the thread pool, scratch memory.
+/* Shared vocabulary of the native kernels: bf16 vectors, the thread pool, scratch memory.
  *
- * Everything is C11 with AVX-512 (bf16) and AMX (bf16) intrinsics. Activations and weights are bfloat16, sums are float32.
+ * Everything is C11 with AVX-512 (bf16) intrinsics, and AMX (bf16) where there is AMX. Activations and weights are bfloat16,
+ * sums are float32.
  * Letters used throughout: T tokens, H hidden, N output columns, K input columns, D head dim, S sequences. */
 #ifndef REMUDA_COMMON_H
 #define REMUDA_COMMON_H
@@ -60,7 +61,7 @@ ALWAYS_INLINE __m512 silu_ps(__m512 x) {
     return _mm512_mul_ps(x, _mm512_rcp14_ps(denominator));
 }
 
-/* Two rows of 16 bf16 as 16 pairs (a0 b0 a1 b1 ...): how AMX wants neighbours along the summed dimension. */
+/* Two rows of 16 bf16 as 16 pairs (a0 b0 a1 b1 ...): neighbours along the summed dimension lie together. */
 ALWAYS_INLINE __m512i interleave(__m256i a, __m256i b) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
 }
@@ -92,23 +93,11 @@ ALWAYS_INLINE void transpose_16x16(__m512i rows[16]) {
     }
 }
 
-/* ---------------------------------------------------------------- AMX
- * One configuration serves every kernel: eight tiles of 16 rows x 64 bytes. Tile registers are named by constants. */
+/* ---------------------------------------------------------------- tiles: see tiles.h */
 
 #define TILE 16         /* rows of a tile; also output columns of a weight block */
 #define TILE_K 32       /* bf16 values in a tile row */
 #define TILE_SIZE 512   /* bf16 values in a tile */
-
-/* Own statements, not the compiler's intrinsics: gcc's do not tell it that they read or write memory. */
-#define tile_load(t, base, stride) \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(base), "r"((int64_t)(stride)) : "memory")
-#define tile_store(t, base, stride) \
-    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(base), "r"((int64_t)(stride)) : "memory")
-#define tile_zero(t) __asm__ volatile("tilezero %%tmm" #t : :)
-#define tile_dot(sum, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum : :)
-
-void tiles_begin(void); /* per thread, around AMX code */
-void tiles_end(void);
 
 /* ---------------------------------------------------------------- thread pool (pool.c) */
 

@@ -1,5 +1,6 @@
-/* Products of bf16 rows with packed weights: AVX-512 dot products for up to four rows, AMX tiles for more. */
+/* Products of bf16 rows with packed weights: one stream of dot products for up to four rows, tiles for more. */
 #include "gemm.h"
+#include "tiles.h"
 
 #define PREFETCH_AHEAD 4096 /* bytes */
 
@@ -85,82 +86,14 @@ static void few_rows(const packed_weight *w, row_view x, int64_t m, int64_t firs
     }
 }
 
-/* ---------------------------------------------------------------- many rows: AMX
- * Tile registers: sums 0..3 (row tile x block), inputs 4, 5, weights 6, 7. */
-
-/* Parts of the weight's two blocks that will be wanted soon, fetched a few lines at a time among the arithmetic. */
-typedef struct {
-    const char *low, *high;
-    int64_t lines_per_step;
-} fetch_plan;
+/* ---------------------------------------------------------------- many rows: tiles */
 
 /* A weight that is used once streams: fetch a little ahead. One that is used by many rows leaves time to bring the whole
  * next panel into the second-level cache. */
-static fetch_plan plan_fetch(const bf16 *low, const bf16 *high, int64_t pairs) {
-    if (pairs == 1) return (fetch_plan){(const char *)low + PREFETCH_AHEAD, (const char *)high + PREFETCH_AHEAD, 16};
+static stream_fetch plan_fetch(const bf16 *low, const bf16 *high, int64_t pairs) {
+    if (pairs == 1) return (stream_fetch){(const char *)low + PREFETCH_AHEAD, (const char *)high + PREFETCH_AHEAD, 16};
     const int64_t next_panel = 2 * (high - low);
-    return (fetch_plan){(const char *)(low + next_panel), (const char *)(high + next_panel), ceil_div(16, pairs)};
-}
-
-ALWAYS_INLINE void fetch_some(fetch_plan *plan) {
-    for (int64_t i = 0; i < plan->lines_per_step; i++, plan->low += 64, plan->high += 64) {
-        _mm_prefetch(plan->low, _MM_HINT_T1);
-        _mm_prefetch(plan->high, _MM_HINT_T1);
-    }
-}
-
-/* sums[2 row tiles][2 blocks][16][16] (+)= 32 rows x 32 columns over `tiles` k tiles. */
-ALWAYS_INLINE void tiles_2x2(row_view x, const bf16 *low, const bf16 *high, int64_t tiles, bool resume, fetch_plan *plan, float *sums) {
-    const bf16 *x0 = x.data, *x1 = x.data + x.tile_rows_step;
-    const int64_t stride = x.row_step * 2;
-    if (resume) {
-        tile_load(0, sums, 64);
-        tile_load(1, sums + 256, 64);
-        tile_load(2, sums + 512, 64);
-        tile_load(3, sums + 768, 64);
-    } else {
-        tile_zero(0);
-        tile_zero(1);
-        tile_zero(2);
-        tile_zero(3);
-    }
-    for (int64_t t = 0; t < tiles; t++) {
-        fetch_some(plan);
-        tile_load(4, x0 + t * x.tile_step, stride);
-        tile_load(5, x1 + t * x.tile_step, stride);
-        tile_load(6, low + t * TILE_SIZE, 64);
-        tile_load(7, high + t * TILE_SIZE, 64);
-        tile_dot(0, 4, 6);
-        tile_dot(1, 4, 7);
-        tile_dot(2, 5, 6);
-        tile_dot(3, 5, 7);
-    }
-    tile_store(0, sums, 64);
-    tile_store(1, sums + 256, 64);
-    tile_store(2, sums + 512, 64);
-    tile_store(3, sums + 768, 64);
-}
-
-/* The same for a last single row tile. */
-ALWAYS_INLINE void tiles_1x2(row_view x, const bf16 *low, const bf16 *high, int64_t tiles, bool resume, fetch_plan *plan, float *sums) {
-    const int64_t stride = x.row_step * 2;
-    if (resume) {
-        tile_load(0, sums, 64);
-        tile_load(1, sums + 256, 64);
-    } else {
-        tile_zero(0);
-        tile_zero(1);
-    }
-    for (int64_t t = 0; t < tiles; t++) {
-        fetch_some(plan);
-        tile_load(4, x.data + t * x.tile_step, stride);
-        tile_load(6, low + t * TILE_SIZE, 64);
-        tile_load(7, high + t * TILE_SIZE, 64);
-        tile_dot(0, 4, 6);
-        tile_dot(1, 4, 7);
-    }
-    tile_store(0, sums, 64);
-    tile_store(1, sums + 256, 64);
+    return (stream_fetch){(const char *)(low + next_panel), (const char *)(high + next_panel), ceil_div(16, pairs)};
 }
 
 /* The common case, whole blocks of bf16 without scale or bias: nothing to decide per row. */
@@ -196,7 +129,7 @@ static void fetch_output(const packed_weight *w, int64_t panel, int64_t row, int
 }
 
 static void many_rows(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const output_view *out) {
-    const int64_t row_tiles = ceil_div(m, TILE), pairs = ceil_div(row_tiles, 2);
+    const int64_t tile_count = ceil_div(m, TILE), pairs = ceil_div(tile_count, 2);
     const bool blocked = w->k_tiles > K_BLOCK && pairs > 2; /* sums wait in memory between blocks of k */
     const int64_t k_step = blocked ? K_BLOCK : w->k_tiles;
     const int64_t block = (int64_t)w->k_tiles * TILE_SIZE;
@@ -206,14 +139,16 @@ static void many_rows(const packed_weight *w, row_view x, int64_t m, int64_t fir
         const int64_t tiles = min_i64(k_step, w->k_tiles - k);
         for (int64_t panel = first; panel < last; panel++) {
             const bf16 *low = w->data + panel * 2 * block + k * TILE_SIZE, *high = low + block;
-            fetch_plan plan = plan_fetch(low, high, pairs);
+            stream_fetch fetch = plan_fetch(low, high, pairs);
             for (int64_t pair = 0; pair < pairs; pair++) {
                 float *s = sums + (blocked ? ((panel - first) * pairs + pair) * 1024 : 0);
-                row_view rows = {x.data + pair * 2 * x.tile_rows_step + k * x.tile_step, x.row_step, x.tile_step, x.tile_rows_step};
+                const bf16 *top = x.data + pair * 2 * x.tile_rows_step + k * x.tile_step;
+                const row_tiles rows = {top, top + x.tile_rows_step, x.row_step, x.tile_step};
+                const column_blocks columns = {low, high};
                 const bool finish = k + tiles == w->k_tiles;
                 if (finish) fetch_output(w, panel, pair * 32, m, out);
-                if (pair * 2 + 1 < row_tiles) tiles_2x2(rows, low, high, tiles, k > 0, &plan, s);
-                else tiles_1x2(rows, low, high, tiles, k > 0, &plan, s);
+                if (pair * 2 + 1 < tile_count) multiply_tiles(rows, true, columns, true, m - pair * 32, tiles, k > 0, &fetch, s);
+                else multiply_tiles(rows, false, columns, true, m - pair * 32, tiles, k > 0, &fetch, s);
                 if (finish) finish_tiles(w, panel, pair * 32, m, s, out);
             }
         }

@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-/* A packed weight [N, K]: N in blocks of 16 columns, each block [K / 2][16][2] bf16, so that 32 values of K are one AMX tile
+/* A packed weight [N, K]: N in blocks of 16 columns, each block [K / 2][16][2] bf16, so that 32 values of K are one tile
  * (16 rows x 64 bytes) and a product with one row reads memory in sequence. K is padded with zeros to a multiple of 32,
  * N to a multiple of 32. A gated weight alternates blocks of gate and of up columns; its product has N / 2 columns. */
 typedef struct {
@@ -18,7 +18,7 @@ typedef struct {
     int32_t gated;
 } packed_weight;
 
-/* Rows of bf16 input, row-major or in AMX tiles: value (row r, column c) lies at
+/* Rows of bf16 input, row-major or in tiles: value (row r, column c) lies at
  * data[r / 16 * tile_rows_step + r % 16 * row_step + c / 32 * tile_step + c % 32]. */
 typedef struct {
     const bf16 *data;
@@ -30,7 +30,7 @@ ALWAYS_INLINE row_view tiled(const bf16 *x, int64_t k_tiles) { return (row_view)
 
 enum output_kind { STORE_BF16, STORE_FLOAT, ADD_BF16 };
 
-/* Where a product goes. Row r is written at row rows[r] of data (or r), columns as they come; or, `tiled`, in AMX tiles. */
+/* Where a product goes. Row r is written at row rows[r] of data (or r), columns as they come; or, `tiled`, in tiles. */
 typedef struct {
     void *data;
     int64_t leading;
@@ -39,10 +39,10 @@ typedef struct {
     int32_t tiled_k; /* > 0: data is in tiles of this many k tiles */
 } output_view;
 
-/* product of rows [0, m) of x with panels [first, last) of w, by AVX-512 for few rows and by AMX for many. */
+/* product of rows [0, m) of x with panels [first, last) of w, streamed for few rows, in tiles (tiles.h) for many. */
 void multiply(const packed_weight *w, row_view x, int64_t m, int64_t first_panel, int64_t last_panel, const output_view *out);
 
-/* Rows that AVX-512 takes; above it AMX, which needs input padded to whole tiles. */
+/* Rows that need no tiles; with more, the input must be readable in whole tiles. */
 #define FEW_ROWS 4
 
 /* Copy rows (index[r] or r, times factor[r] where given) into tiles, columns padded with zeros to whole tiles. Rows that

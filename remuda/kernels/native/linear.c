@@ -123,7 +123,7 @@ static void pack_rows_task(void *context, int64_t task) {
     pack_rows(tiles, job->x + first * job->leading, job->leading, NULL, NULL, rows, job->k);
 }
 
-/* Input rows as AMX wants them: whole tiles, zeros beyond k. Row-major input serves where it already is that. */
+/* Input rows as tiles want them: whole, zeros beyond k. Row-major input serves where it already is that. */
 static row_view tiled_input(const bf16 *x, int64_t leading, int64_t m, int64_t k) {
     const bool whole_k = k % TILE_K == 0;
     if (whole_k && (m <= FEW_ROWS || (m <= 64 && m % TILE == 0))) return row_major(x, leading);

@@ -155,7 +155,7 @@ void *scratch(enum scratch_slot slot, size_t bytes) {
     return arenas[slot].data;
 }
 
-/* ---------------------------------------------------------------- AMX state */
+/* ---------------------------------------------------------------- this process */
 
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
@@ -167,17 +167,8 @@ void *scratch(enum scratch_slot slot, size_t bytes) {
 EXPORT int remuda_init(void) {
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
     mallopt(M_TRIM_THRESHOLD, 256 << 20);
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 ? 0 : errno;
+#ifdef REMUDA_AMX
+    if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) != 0) return errno;
+#endif
+    return 0;
 }
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} tile_config;
-
-#define EIGHT(x) x, x, x, x, x, x, x, x
-static const tile_config whole_tiles = {.palette = 1, .row_bytes = {EIGHT(64)}, .rows = {EIGHT(TILE)}};
-
-void tiles_begin(void) { __asm__ volatile("ldtilecfg %0" : : "m"(whole_tiles)); }
-void tiles_end(void) { __asm__ volatile("tilerelease" : :); }

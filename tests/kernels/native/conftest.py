@@ -15,10 +15,15 @@ collect_ignore = (
 )
 
 
-@pytest.fixture(autouse=True, params=[1, 2], ids=["threads1", "threads2"])
+@pytest.fixture(
+    autouse=True,
+    params=[(target, threads) for target in build.targets() for threads in (1, 2)],
+    ids=lambda p: f"{p[0].name.lower()}-threads{p[1]}",
+)
 def native(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The library serves in this test, on one and on two threads."""
+    """The library serves in this test, for each target of this processor, on one and on two threads."""
     torch.manual_seed(0)
-    runtime.load(build.build(), threads=request.param)
+    target, threads = request.param
+    runtime.load(build.build(target=target), threads)
     yield
     runtime.unload()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from remuda.kernels.native import build as native_build
-from remuda.kernels.native.build import NativeUnavailable, build, build_in_background, library_path
+from remuda.kernels.native.build import NativeUnavailable, Target, build, build_in_background, library_path
 
 FORK = multiprocessing.get_context("fork")
 
@@ -67,14 +67,22 @@ def test_a_failing_compiler_is_one_clear_message(fake_compiler: Path, tmp_path: 
     assert not list((tmp_path / "cache").glob("*.so"))
 
 
-def test_a_processor_without_amx_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_processor_without_bf16_products_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     native_build.unavailable_reason.cache_clear()
     monkeypatch.setattr(native_build, "_processor_flags", lambda: {"avx2", "avx512f"})
     try:
-        with pytest.raises(NativeUnavailable, match=r"the processor lacks .*amx_bf16"):
+        with pytest.raises(NativeUnavailable, match=r"the processor lacks .*avx512_bf16"):
             build_in_background(tmp_path)
     finally:
         native_build.unavailable_reason.cache_clear()
+
+
+def test_amx_serves_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native_build, "_processor_flags", lambda: {"avx512_bf16", "amx_tile", "amx_bf16"})
+    assert native_build.targets() == [Target.AMX, Target.AVX512]
+    monkeypatch.setattr(native_build, "_processor_flags", lambda: {"avx512_bf16"})
+    assert native_build.targets() == [Target.AVX512]
+    assert library_path(tmp_path, Target.AMX) != library_path(tmp_path, Target.AVX512)
 
 
 def test_a_background_build_ends_with_the_object(fake_compiler: Path, tmp_path: Path) -> None:

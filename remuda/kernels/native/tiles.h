@@ -1,0 +1,44 @@
+/* The product that all work on many rows is made of: tiles of 16 rows x 32 inputs, times blocks of 16 packed columns.
+ *
+ * Two forms, chosen when the library is built: AMX where the processor has it (REMUDA_AMX), else AVX-512 dot products with the
+ * sums in registers. Both read the same layouts, so nothing else knows which one serves. */
+#ifndef REMUDA_TILES_H
+#define REMUDA_TILES_H
+
+#include "common.h"
+
+/* One or two tiles of rows: value (row r, input c) of one lies at r * row_step + c / 32 * tile_step + c % 32. */
+typedef struct {
+    const bf16 *first, *second; /* second: unused with one tile of rows */
+    int64_t row_step, tile_step;
+} row_tiles;
+
+/* One or two blocks of 16 columns, each [inputs / 2][16][2]. */
+typedef struct {
+    const bf16 *low, *high; /* high: unused with one block */
+} column_blocks;
+
+/* Lines of two streams that will be wanted soon, fetched a few at a time among the arithmetic. */
+typedef struct {
+    const char *low, *high;
+    int64_t lines_per_tile;
+} stream_fetch;
+
+ALWAYS_INLINE void fetch_streams(stream_fetch *fetch) {
+    for (int64_t i = 0; i < fetch->lines_per_tile; i++, fetch->low += 64, fetch->high += 64) {
+        _mm_prefetch(fetch->low, _MM_HINT_T1);
+        _mm_prefetch(fetch->high, _MM_HINT_T1);
+    }
+}
+
+/* multiply_tiles: sums[row tile][block][16][16] (+)= rows x columns over `tiles` x 32 inputs.
+ *
+ * Rows from `used` on may be left out; they must be readable all the same. `tall` (two tiles of rows) and `wide` (two blocks)
+ * are constants of the caller; `fetch` may be NULL. Between tiles_begin and tiles_end. */
+#ifdef REMUDA_AMX
+#include "tiles_amx.h"
+#else
+#include "tiles_avx512.h"
+#endif
+
+#endif
