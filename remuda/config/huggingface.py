@@ -18,6 +18,7 @@ from remuda.config.model import (
     RopeScaling,
     VisionConfig,
 )
+from remuda.config.quant import QuantRule
 from remuda.protocol.errors import ConfigError
 
 # Places of the image tokens relative to <|patch|> (image_token_index) in every Llama 4 vocabulary.
@@ -41,7 +42,28 @@ def read_model_config(path: str | Path, dtype: str = "auto") -> ModelConfig:
     reader = _READERS.get(str(architectures[0]))
     if reader is None:
         raise root.refuse("architectures", f"{architectures[0]!r} is not supported; supported: {', '.join(_READERS)}")
-    return _with_generation_config(reader(root, directory, dtype), directory)
+    return _with_generation_config(_with_quantized_parts(reader(root, directory, dtype)), directory)
+
+
+def _with_quantized_parts(config: ModelConfig) -> ModelConfig:
+    """Each layer's parts that the checkpoint keeps in float8, told by one module of each: parts are quantized whole."""
+    rule = QuantRule(config.quant)
+    if not rule.quantized:
+        return config
+    root = "language_model.model" if config.architecture == "Llama4ForConditionalGeneration" else "model"
+    feed_forward = "mlp" if config.architecture == "LlamaForCausalLM" else "feed_forward"
+
+    def parts(index: int, layer: LayerConfig) -> tuple[str, ...]:
+        prefix = f"{root}.layers.{index}"
+        modules = {"attention": f"{prefix}.self_attn.q_proj", "dense": f"{prefix}.{feed_forward}.gate_proj"}
+        if layer.moe:
+            modules["shared_expert"] = f"{prefix}.{feed_forward}.shared_expert.gate_proj"
+            modules["routed_experts"] = f"{prefix}.{feed_forward}.experts.0.gate_proj"
+            del modules["dense"]
+        return tuple(part for part, module in modules.items() if rule.covers(module))
+
+    layers = tuple(msgspec.structs.replace(layer, fp8=parts(index, layer)) for index, layer in enumerate(config.layers))
+    return msgspec.structs.replace(config, layers=layers)
 
 
 def _common(root: Fields, text: Fields, directory: Path, dtype: str) -> dict[str, object]:

@@ -29,6 +29,7 @@ class LayerConfig(msgspec.Struct, frozen=True):
     qk_norm: bool
     temperature_tuning: bool
     moe: bool
+    fp8: tuple[str, ...] = ()  # which of attention, dense, shared_expert, routed_experts the checkpoint has in float8
 
 
 class MoEConfig(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from remuda.config.model import ModelConfig
-from remuda.layers.quant import QuantRule
+from remuda.config.quant import QuantRule
 from remuda.parallel.collectives import Communicator
 from remuda.parallel.topology import Topology
 from remuda.weights.parameter import Parameter
@@ -32,6 +32,10 @@ class BuildContext:
     @property
     def dtype(self) -> torch.dtype:
         return torch.float32 if self.config.dtype == "float32" else torch.bfloat16
+
+    def weight_dtype(self, quantized: bool) -> torch.dtype:
+        """What a weight is kept in."""
+        return torch.float8_e4m3fn if quantized else self.dtype
 
     @property
     def tp_size(self) -> int:

@@ -47,7 +47,7 @@ class Linear(Layer):
             weight.append(Slice(f"{piece.module}.weight", piece.shape, region, into, quantized=quantized))
             biases.append(Slice(f"{piece.module}.bias", (total,), (piece.outputs,), (rows,)))
             scales.append(Slice(f"{piece.module}.weight_scale", (total, 1), (piece.outputs, (0, 1)), (rows, (0, 1))))
-        self.weight = Parameter((outputs, inputs), context.dtype, tuple(weight))
+        self.weight = Parameter((outputs, inputs), context.weight_dtype(quantized), tuple(weight))
         self.bias = Parameter((outputs,), context.dtype, tuple(biases)) if bias else None
         self.scale = Parameter((outputs, 1), torch.float32, tuple(scales)) if quantized else None
 

@@ -22,8 +22,9 @@ class Experts(Layer):
         shard = self.shard = ExpertShard.of(context, prefix)
         quantized = context.quant.covers(f"{prefix}.0.gate_proj")
         gate_up, down = shard.per_expert() if quantized else shard.fused()
-        self.gate_up = Parameter((shard.count, shard.hidden, 2 * shard.width), context.dtype, gate_up)
-        self.down = Parameter((shard.count, shard.width, shard.hidden), context.dtype, down)
+        dtype = context.weight_dtype(quantized)
+        self.gate_up = Parameter((shard.count, shard.hidden, 2 * shard.width), dtype, gate_up)
+        self.down = Parameter((shard.count, shard.width, shard.hidden), dtype, down)
         self.gate_up_scale = self.down_scale = None
         if quantized:
             gate_up, down = shard.scales()

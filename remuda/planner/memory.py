@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from remuda.config.engine import ParallelConfig
@@ -9,7 +10,13 @@ from remuda.config.kv_groups import page_bytes
 from remuda.config.model import ModelConfig
 from remuda.planner.layout import working_tensor_parallel_sizes
 from remuda.planner.partition import partition_layers
-from remuda.planner.weights import layer_weights, vision_weights, vocabulary_weights
+from remuda.planner.weights import (
+    layer_bytes,
+    layer_weights,
+    parameter_bytes,
+    vision_weights,
+    vocabulary_weights,
+)
 from remuda.protocol.errors import ConfigError
 
 _GIB = 1 << 30
@@ -44,22 +51,24 @@ def plan_memory(model: ModelConfig, parallel: ParallelConfig, block_size: int) -
 
 
 def _stage_weights(model: ModelConfig, parallel: ParallelConfig, first: int, last: int) -> dict[str, int]:
-    tp, element = parallel.tensor_parallel_size, 4 if model.dtype == "float32" else 2
-    layers = [layer_weights(model, i, tp, parallel.enable_expert_parallel) for i in range(first, last)]
+    tp, element = parallel.tensor_parallel_size, parameter_bytes(model)
+    total: Counter[str] = Counter()
+    for index in range(first, last):
+        total.update(layer_bytes(model, index, layer_weights(model, index, tp, parallel.enable_expert_parallel)))
     is_first, is_last = first == 0, last == model.num_layers
     head = is_last and not (model.tie_word_embeddings and is_first)
-    counts = {
-        "vision tower": vision_weights(model) if is_first else 0,
-        "embedding": vocabulary_weights(model, tp) if is_first else 0,
-        "attention": sum(layer.attention for layer in layers),
-        "dense MLPs": sum(layer.dense for layer in layers),
-        "routed experts": sum(layer.routed_experts for layer in layers),
-        "shared experts": sum(layer.shared_expert for layer in layers),
-        "routers": sum(layer.router for layer in layers),
-        "norms": sum(layer.norms for layer in layers) + (model.hidden_size if is_last else 0),
-        "head": vocabulary_weights(model, tp) if head else 0,
+    parts = {
+        "vision tower": vision_weights(model) * element if is_first else 0,
+        "embedding": vocabulary_weights(model, tp) * element if is_first else 0,
+        "attention": total["attention"],
+        "dense MLPs": total["dense"],
+        "routed experts": total["routed_experts"],
+        "shared experts": total["shared_expert"],
+        "routers": total["router"],
+        "norms": total["norms"] + (model.hidden_size * element if is_last else 0),
+        "head": vocabulary_weights(model, tp) * element if head else 0,
     }
-    return {part: count * element for part, count in counts.items() if count}
+    return {part: nbytes for part, nbytes in parts.items() if nbytes}
 
 
 def memory_table(stages: list[StageMemory]) -> str:

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from remuda.config.model import ModelConfig
-from remuda.planner.weights import layer_weights, vision_weights, vocabulary_weights
+from remuda.planner.weights import (
+    layer_bytes,
+    layer_weights,
+    parameter_bytes,
+    vision_weights,
+    vocabulary_weights,
+)
 from remuda.protocol.errors import ConfigError
 
 _Plan = tuple[float, float, tuple[int, ...]]  # (worst load, sum of squares, where each stage ends)
@@ -19,9 +25,9 @@ _Plan = tuple[float, float, tuple[int, ...]]  # (worst load, sum of squares, whe
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a layer, or of what sits beside the layers at either end. In parameters: only proportions matter."""
+    """Of a layer, or of what sits beside the layers at either end."""
 
-    time: float
+    time: float  # in parameters: only proportions matter
     bytes: float
 
     def __add__(self, other: Cost) -> Cost:
@@ -31,10 +37,11 @@ class Cost:
 def model_costs(model: ModelConfig, tp_size: int) -> tuple[list[Cost], Cost, Cost]:
     """(each layer, the first stage's extra, the last stage's extra) on one rank."""
     weights = [layer_weights(model, index, tp_size) for index in range(model.num_layers)]
-    vocabulary = vocabulary_weights(model, tp_size)
-    first = Cost(time=0.0, bytes=vocabulary + vision_weights(model))
-    last = Cost(time=vocabulary, bytes=vocabulary)
-    return [Cost(layer.active, layer.total) for layer in weights], first, last
+    vocabulary, element = vocabulary_weights(model, tp_size), parameter_bytes(model)
+    first = Cost(time=0.0, bytes=(vocabulary + vision_weights(model)) * element)
+    last = Cost(time=vocabulary, bytes=vocabulary * element)
+    layers = [Cost(layer.active, sum(layer_bytes(model, index, layer).values())) for index, layer in enumerate(weights)]
+    return layers, first, last
 
 
 def partition_layers(model: ModelConfig, tp_size: int, pp_size: int) -> tuple[int, ...]:

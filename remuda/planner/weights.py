@@ -1,6 +1,6 @@
-"""Parameter counts of each part of a model on one rank: the arithmetic behind the memory table and the partitioner.
+"""Parameter counts and bytes of each part of a model on one rank: behind the memory table and the partitioner.
 
-A test holds it against the parameters that the models themselves declare. The scales of FP8 checkpoints, under 0.1 %
+A test holds them against the parameters that the models themselves declare. The scales of FP8 checkpoints, under 0.1 %
 of their weights, are left out.
 """
 
@@ -31,6 +31,26 @@ class LayerWeights:
     def active(self) -> int:
         """Parameters that one token passes through: the proxy for the layer's time."""
         return self.total - self.routed_experts + self.active_experts
+
+
+def parameter_bytes(model: ModelConfig, index: int | None = None, part: str = "") -> int:
+    """Bytes of one parameter of a part of layer `index`, or of what lies beside the layers."""
+    if index is not None and part in model.layers[index].fp8:
+        return 1
+    return 4 if model.dtype == "float32" else 2
+
+
+def layer_bytes(model: ModelConfig, index: int, weights: LayerWeights) -> dict[str, int]:
+    """What each part of layer `index` takes in memory."""
+    counts = {
+        "attention": weights.attention,
+        "norms": weights.norms,
+        "dense": weights.dense,
+        "router": weights.router,
+        "shared_expert": weights.shared_expert,
+        "routed_experts": weights.routed_experts,
+    }
+    return {part: count * parameter_bytes(model, index, part) for part, count in counts.items()}
 
 
 def layer_weights(model: ModelConfig, index: int, tp_size: int = 1, expert_parallel: bool = False) -> LayerWeights:

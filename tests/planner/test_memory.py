@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from remuda.config.engine import ParallelConfig
+from remuda.config.huggingface import read_model_config
 from remuda.models.registry import build_model
 from remuda.parallel.collectives import SingleRank
 from remuda.parallel.topology import topology_of
 from remuda.planner.memory import check_weights_fit, layouts_that_fit, memory_table, plan_memory
 from remuda.protocol.errors import ConfigError
+from remuda.weights.tiny import make_tiny
 from tests.planner.models import llama4
 
 LAYOUTS = [(1, (48,), False), (8, (25, 23), False), (8, (10, 20, 18), True), (4, (48,), True), (2, (1, 46, 1), False)]
@@ -20,6 +24,20 @@ def test_the_plan_equals_what_the_models_declare(tp: int, partition: tuple[int, 
     for rank in range(parallel.world_size):
         topology = topology_of(rank, parallel)
         declared = build_model(model, topology, SingleRank()).weight_bytes
+        assert plan_memory(model, parallel, 16)[topology.stage].weight_bytes == declared
+
+
+@pytest.mark.parametrize("kind", ["maverick-fp8", "scout-fp8"])
+@pytest.mark.parametrize(("tp", "ep"), [(1, False), (4, False), (2, True)])
+def test_float8_weights_count_as_bytes(tmp_path: Path, kind: str, tp: int, ep: bool) -> None:
+    make_tiny(kind, tmp_path / kind, text={"num_hidden_layers": 4})
+    model = read_model_config(tmp_path / kind)
+    assert any(layer.fp8 for layer in model.layers)
+    parallel = ParallelConfig(tp, 2, ep, layer_partition=(3, 1))
+    for rank in range(parallel.world_size):
+        topology = topology_of(rank, parallel)
+        parameters = build_model(model, topology, SingleRank()).parameters()
+        declared = sum(p.nbytes for p in parameters if not p.slices[0].source.endswith("_scale"))
         assert plan_memory(model, parallel, 16)[topology.stage].weight_bytes == declared
 
 

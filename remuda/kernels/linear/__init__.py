@@ -11,8 +11,9 @@ from remuda.kernels.native import runtime
 class PackedLinear:
     """One linear layer that owns its weight and its memory layout. T tokens, K inputs, N outputs.
 
-    ``scale_N`` (float32) multiplies output channels: the weight of a quantized checkpoint, cast exactly to the compute
-    dtype, times its per-channel scale. ``gated``: the result is silu(first half of y) * second half, [..., N / 2].
+    The weight is in the compute dtype, or float8_e4m3fn with ``scale_N`` (float32), which multiplies output channels:
+    it stays float8 in memory and is cast, exactly, on its way to the product. ``gated``: the result is
+    silu(first half of y) * second half, [..., N / 2].
     """
 
     def __init__(
@@ -35,5 +36,5 @@ class PackedLinear:
     def adopt_native(self) -> None:
         """Repack for the native kernels where they serve this layer; torch keeps serving it otherwise."""
         kernel = self._kernel
-        if runtime.serving and isinstance(kernel, naive.Linear) and kernel.weight_NK.dtype is torch.bfloat16:
+        if runtime.serving and isinstance(kernel, naive.Linear) and kernel.weight_NK.dtype in native.DTYPES:
             self._kernel = native.Linear(kernel.weight_NK, kernel.bias_N, kernel.scale_N, kernel.gated)

@@ -23,7 +23,7 @@ class Linear:
         if self.scale_N is None:
             y_TN = F.linear(x_TK, self.weight_NK, self.bias_N)
         else:
-            y_TN = (F.linear(x_TK, self.weight_NK) * self.scale_N).to(x_TK.dtype)
+            y_TN = (F.linear(x_TK, self.weight_NK.to(x_TK.dtype)) * self.scale_N).to(x_TK.dtype)
             if self.bias_N is not None:
                 y_TN = y_TN + self.bias_N
         return silu_mul(y_TN) if self.gated else y_TN

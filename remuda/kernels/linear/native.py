@@ -1,4 +1,7 @@
-"""y = (x W^T) * scale + bias in C: bf16 in the layout of native/gemm.h. T tokens, K inputs, N outputs."""
+"""y = (x W^T) * scale + bias in C: weights of bf16 or float8 in the layout of native/gemm.h.
+
+T tokens, K inputs, N outputs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import torch.nn.functional as F
 from remuda.kernels.native import runtime
 from remuda.kernels.native.structs import PackedWeight
 
+FP8 = torch.float8_e4m3fn
+DTYPES = (torch.bfloat16, FP8)  # of weights; activations are bf16
 _BF16, _FLOAT32 = 0, 1  # gemm.h output_kind
 
 
@@ -28,22 +33,28 @@ def pack(weight_NK: torch.Tensor, packed: torch.Tensor, gated: bool) -> None:
     """Write the packed form of a strided view into `packed` (one dimension of it must be dense)."""
     n, k = weight_NK.shape
     runtime.library.remuda_pack(
-        packed.data_ptr(), weight_NK.data_ptr(), n, k, weight_NK.stride(0), weight_NK.stride(1), gated
-    )
+        packed.data_ptr(), weight_NK.data_ptr(), n, k, weight_NK.stride(0), weight_NK.stride(1), gated,
+        packed.dtype is FP8,
+    )  # fmt: skip
 
 
 def packed_size(n: int, k: int, gated: bool) -> int:
-    """bf16 values of a packed [n, k]."""
+    """Values of a packed [n, k]."""
     return int(runtime.library.remuda_packed_size(n, k, gated))
 
 
 def describe(
-    data: int, n: int, k: int, gated: bool, scale: torch.Tensor | None = None, bias: torch.Tensor | None = None
+    packed: torch.Tensor,
+    n: int,
+    k: int,
+    gated: bool,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> PackedWeight:
-    """The C view of a packed weight at address `data`; whoever asks keeps the tensors alive."""
+    """The C view of a packed weight; whoever asks keeps the tensors alive."""
     k_tiles = -(-k // 32)
     return PackedWeight(
-        data=data,
+        data=packed.data_ptr(),
         scale=None if scale is None else scale.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
         n=n // 2 if gated else n,
@@ -51,6 +62,7 @@ def describe(
         k_tiles=k_tiles,
         panels=packed_size(n, k, gated) // (k_tiles * 1024),
         gated=gated,
+        fp8=packed.dtype is FP8,
     )
 
 
@@ -59,10 +71,10 @@ class Linear:
         self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, scale_N: torch.Tensor | None, gated: bool
     ) -> None:
         n, k = weight_NK.shape
-        self._packed = runtime.weights.empty(packed_size(n, k, gated))
+        self._packed = runtime.weights.empty(packed_size(n, k, gated), dtype=weight_NK.dtype)
         pack(weight_NK, self._packed, gated)
         self._bias, self._scale = packed_order(bias_N, gated), packed_order(scale_N, gated)
-        self._weight = describe(self._packed.data_ptr(), n, k, gated, self._scale, self._bias)
+        self._weight = describe(self._packed, n, k, gated, self._scale, self._bias)
         self._address = ctypes.addressof(self._weight)
         self._outputs = n // 2 if gated else n
         self._multiply = runtime.library.remuda_linear

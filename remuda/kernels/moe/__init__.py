@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from remuda.kernels.linear.native import DTYPES
 from remuda.kernels.moe import naive, native
 from remuda.kernels.native import runtime
 
@@ -18,8 +19,9 @@ def route_sigmoid(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, to
 class PackedExperts:
     """The SwiGLU experts of one rank; owns their weights and memory layout.
 
-    ``gate_up_EH2I`` (gate half first) and ``down_EIH`` are applied as x @ W. ``scales``: float32 factors of output
-    channels, ([E, 2I], [E, H]), of a quantized checkpoint whose weights were cast exactly to the compute dtype.
+    ``gate_up_EH2I`` (gate half first) and ``down_EIH`` are applied as x @ W: in the compute dtype, or
+    float8_e4m3fn with ``scales``, float32 factors of output channels, ([E, 2I], [E, H]). Float8 weights stay so in
+    memory and are cast, exactly, on their way to the product.
     """
 
     def __init__(
@@ -40,5 +42,5 @@ class PackedExperts:
     def adopt_native(self) -> None:
         """Repack for the native kernels where they serve these experts; torch keeps serving them otherwise."""
         kernel = self._kernel
-        if runtime.serving and isinstance(kernel, naive.Experts) and kernel.gate_up_EH2I.dtype is torch.bfloat16:
+        if runtime.serving and isinstance(kernel, naive.Experts) and kernel.gate_up_EH2I.dtype in DTYPES:
             self._kernel = native.Experts(kernel.gate_up_EH2I, kernel.down_EIH, kernel.scales)

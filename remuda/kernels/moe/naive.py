@@ -41,9 +41,10 @@ class Experts:
         return y_TH
 
     def _expert(self, expert: int, x_RH: torch.Tensor) -> torch.Tensor:
-        gate_up_R2I = x_RH @ self.gate_up_EH2I[expert]
+        dtype = x_RH.dtype
+        gate_up_R2I = x_RH @ self.gate_up_EH2I[expert].to(dtype)
         if self.scales is None:
             return silu_mul(gate_up_R2I) @ self.down_EIH[expert]
         gate_up_scale_E2I, down_scale_EH = self.scales
-        hidden_RI = silu_mul((gate_up_R2I * gate_up_scale_E2I[expert]).to(x_RH.dtype))
-        return (hidden_RI @ self.down_EIH[expert] * down_scale_EH[expert]).to(x_RH.dtype)
+        hidden_RI = silu_mul((gate_up_R2I * gate_up_scale_E2I[expert]).to(dtype))
+        return (hidden_RI @ self.down_EIH[expert].to(dtype) * down_scale_EH[expert]).to(dtype)

@@ -1,4 +1,7 @@
-"""Mixture of experts in C, bf16. T tokens, k choices per token, E experts of this rank, H hidden, I intermediate."""
+"""Mixture of experts in C, bf16 with weights of bf16 or float8.
+
+T tokens, k choices per token, E experts of this rank, H hidden, I intermediate.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,12 @@ class _PackedStack:
     def __init__(self, weight_EKN: torch.Tensor, scale_EN: torch.Tensor | None, gated: bool) -> None:
         count, k, n = weight_EKN.shape
         size = packed_size(n, k, gated)
-        self._packed = runtime.weights.empty(count, size)
+        self._packed = runtime.weights.empty(count, size, dtype=weight_EKN.dtype)
         self._scales = [packed_order(None if scale_EN is None else scale_EN[e], gated) for e in range(count)]
         self._views = (PackedWeight * count)()
         for e in range(count):
             pack(weight_EKN[e].T, self._packed[e], gated)
-            self._views[e] = describe(self._packed[e].data_ptr(), n, k, gated, self._scales[e])
+            self._views[e] = describe(self._packed[e], n, k, gated, self._scales[e])
         self.address = ctypes.addressof(self._views)
 
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from remuda.protocol.errors import ConfigError
 
 _SOURCES = Path(__file__).parent
-_CPU_FLAGS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
+_CPU_FLAGS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_bf16")
 _AMX_FLAGS = ("amx_tile", "amx_bf16")
 _OPTIONS = (
-    "-std=gnu11", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-mprfchw", "-mtune=sapphirerapids", "-fno-math-errno",
-    "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra",
+    "-std=gnu11", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-mavx512vbmi", "-mprfchw", "-mtune=sapphirerapids",
+    "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra",
 )  # fmt: skip
 _LIBRARIES = ("-lpthread", "-lm")
 

@@ -1,5 +1,6 @@
 /* Products of bf16 rows with packed weights: one stream of dot products for up to four rows, tiles for more. */
 #include "gemm.h"
+#include "fp8.h"
 #include "tiles.h"
 
 #define PREFETCH_AHEAD 4096 /* bytes */
@@ -44,29 +45,53 @@ ALWAYS_INLINE void finish_row(const packed_weight *w, int64_t panel, int64_t row
     store_block(out, row, panel * 32 + 16, w->n, high);
 }
 
+/* ---------------------------------------------------------------- the weight */
+
+/* Both blocks of a panel over some tiles of inputs, as bf16. */
+typedef struct {
+    const bf16 *low, *high;
+} panel_part;
+
+/* Weights in fp8 are widened into `widened`, which must hold 2 x tiles. */
+ALWAYS_INLINE panel_part read_panel(const packed_weight *w, int64_t panel, int64_t first_tile, int64_t tiles, const bool fp8,
+                                    const fp8_tables *tables, bf16 *widened) {
+    const int64_t bytes = tile_bytes(w);
+    const uint8_t *low = w->data + panel * panel_size(w) + first_tile * bytes, *high = low + w->k_tiles * bytes;
+    if (!fp8) return (panel_part){(const bf16 *)low, (const bf16 *)high};
+    widen_tiles(widened, low, tiles, tables, PREFETCH_AHEAD);
+    widen_tiles(widened + tiles * TILE_SIZE, high, tiles, tables, PREFETCH_AHEAD);
+    return (panel_part){widened, widened + tiles * TILE_SIZE};
+}
+
 /* ---------------------------------------------------------------- few rows: bound by the memory that holds the weight */
 
-ALWAYS_INLINE void few_rows_panel(const packed_weight *w, row_view x, const int rows, int64_t panel, const output_view *out) {
-    const int64_t block = (int64_t)w->k_tiles * TILE_SIZE;
-    const bf16 *low = w->data + panel * 2 * block, *high = low + block;
+ALWAYS_INLINE void few_rows_panel(const packed_weight *w, row_view x, const int rows, int64_t panel, const bool fp8,
+                                  const output_view *out) {
+    _Alignas(64) bf16 widened[2 * K_BLOCK * TILE_SIZE];
+    const fp8_tables tables = load_fp8_tables();
+    const int64_t step = fp8 ? K_BLOCK : w->k_tiles;
     __m512 sums[4][2][2];
     for (int r = 0; r < rows; r++) {
         for (int i = 0; i < 4; i++) sums[r][i / 2][i % 2] = _mm512_setzero_ps();
     }
-    for (int64_t tile = 0; tile < w->k_tiles; tile++) {
-        const bf16 *x_tile = x.data + tile * x.tile_step;
+    for (int64_t first = 0; first < w->k_tiles; first += step) {
+        const int64_t tiles = min_i64(step, w->k_tiles - first);
+        const panel_part part = read_panel(w, panel, first, tiles, fp8, &tables, widened);
+        const bf16 *x_tile = x.data + first * x.tile_step;
+        for (int64_t tile = 0; tile < tiles; tile++, x_tile += x.tile_step) {
 #pragma GCC unroll 16
-        for (int pair = 0; pair < TILE; pair++) {
-            const bf16 *a = low + tile * TILE_SIZE + pair * 32, *b = high + tile * TILE_SIZE + pair * 32;
-            _mm_prefetch((const char *)a + PREFETCH_AHEAD, _MM_HINT_T0);
-            _mm_prefetch((const char *)b + PREFETCH_AHEAD, _MM_HINT_T0);
-            const __m512bh wa = (__m512bh)_mm512_loadu_si512(a), wb = (__m512bh)_mm512_loadu_si512(b);
-            for (int r = 0; r < rows; r++) {
-                int32_t two;
-                memcpy(&two, x_tile + r * x.row_step + pair * 2, 4);
-                const __m512bh xs = (__m512bh)_mm512_set1_epi32(two);
-                sums[r][0][pair % 2] = _mm512_dpbf16_ps(sums[r][0][pair % 2], wa, xs);
-                sums[r][1][pair % 2] = _mm512_dpbf16_ps(sums[r][1][pair % 2], wb, xs);
+            for (int pair = 0; pair < TILE; pair++) {
+                const bf16 *a = part.low + tile * TILE_SIZE + pair * 32, *b = part.high + tile * TILE_SIZE + pair * 32;
+                if (!fp8) _mm_prefetch((const char *)a + PREFETCH_AHEAD, _MM_HINT_T0);
+                if (!fp8) _mm_prefetch((const char *)b + PREFETCH_AHEAD, _MM_HINT_T0);
+                const __m512bh wa = (__m512bh)_mm512_loadu_si512(a), wb = (__m512bh)_mm512_loadu_si512(b);
+                for (int r = 0; r < rows; r++) {
+                    int32_t two;
+                    memcpy(&two, x_tile + r * x.row_step + pair * 2, 4);
+                    const __m512bh xs = (__m512bh)_mm512_set1_epi32(two);
+                    sums[r][0][pair % 2] = _mm512_dpbf16_ps(sums[r][0][pair % 2], wa, xs);
+                    sums[r][1][pair % 2] = _mm512_dpbf16_ps(sums[r][1][pair % 2], wb, xs);
+                }
             }
         }
     }
@@ -75,13 +100,14 @@ ALWAYS_INLINE void few_rows_panel(const packed_weight *w, row_view x, const int 
     }
 }
 
-static void few_rows(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const output_view *out) {
+ALWAYS_INLINE void few_rows(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const bool fp8,
+                            const output_view *out) {
     for (int64_t panel = first; panel < last; panel++) {
         switch (m) {
-        case 1: few_rows_panel(w, x, 1, panel, out); break;
-        case 2: few_rows_panel(w, x, 2, panel, out); break;
-        case 3: few_rows_panel(w, x, 3, panel, out); break;
-        default: few_rows_panel(w, x, 4, panel, out); break;
+        case 1: few_rows_panel(w, x, 1, panel, fp8, out); break;
+        case 2: few_rows_panel(w, x, 2, panel, fp8, out); break;
+        case 3: few_rows_panel(w, x, 3, panel, fp8, out); break;
+        default: few_rows_panel(w, x, 4, panel, fp8, out); break;
         }
     }
 }
@@ -128,28 +154,41 @@ static void fetch_output(const packed_weight *w, int64_t panel, int64_t row, int
     }
 }
 
-static void many_rows(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const output_view *out) {
-    const int64_t tile_count = ceil_div(m, TILE), pairs = ceil_div(tile_count, 2);
-    const bool blocked = w->k_tiles > K_BLOCK && pairs > 2; /* sums wait in memory between blocks of k */
-    const int64_t k_step = blocked ? K_BLOCK : w->k_tiles;
-    const int64_t block = (int64_t)w->k_tiles * TILE_SIZE;
-    float *sums = scratch(SCRATCH_TASK, 4096 * (size_t)(blocked ? pairs * (last - first) : 1));
+/* One part of a panel times all rows; sums go on from those of the part before. */
+ALWAYS_INLINE void multiply_part(const packed_weight *w, row_view x, int64_t m, int64_t panel, panel_part part, int64_t first_tile,
+                                 int64_t tiles, int64_t sums_step, stream_fetch *fetch, float *sums, const output_view *out) {
+    const bool finish = first_tile + tiles == w->k_tiles;
+    const column_blocks columns = {part.low, part.high};
+    for (int64_t row = 0; row < m; row += 32, sums += sums_step) {
+        const bf16 *top = x.data + row / TILE * x.tile_rows_step + first_tile * x.tile_step;
+        const row_tiles rows = {top, top + x.tile_rows_step, x.row_step, x.tile_step};
+        if (finish) fetch_output(w, panel, row, m, out);
+        if (m - row > TILE) multiply_tiles(rows, true, columns, true, m - row, tiles, first_tile > 0, fetch, sums);
+        else multiply_tiles(rows, false, columns, true, m - row, tiles, first_tile > 0, fetch, sums);
+        if (finish) finish_tiles(w, panel, row, m, sums, out);
+    }
+}
+
+/* Many rows go through blocks of k, each with all panels, so that rows and a panel's part stay in the caches; sums wait in
+ * memory. Few rows stream one panel after the other. */
+ALWAYS_INLINE void many_rows(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const bool fp8,
+                             const output_view *out) {
+    _Alignas(64) bf16 widened[2 * K_BLOCK * TILE_SIZE];
+    const fp8_tables tables = load_fp8_tables();
+    const int64_t pairs = ceil_div(m, 2 * TILE);
+    const bool blocked = w->k_tiles > K_BLOCK && pairs > 2;
+    const int64_t k_step = blocked || fp8 ? K_BLOCK : w->k_tiles, sums_step = blocked || fp8 ? 1024 : 0;
+    const int64_t together = blocked ? last - first : 1; /* panels */
+    float *sums = scratch(SCRATCH_TASK, 4096 * (size_t)(sums_step ? pairs * together : 1));
     tiles_begin();
-    for (int64_t k = 0; k < w->k_tiles; k += k_step) {
-        const int64_t tiles = min_i64(k_step, w->k_tiles - k);
-        for (int64_t panel = first; panel < last; panel++) {
-            const bf16 *low = w->data + panel * 2 * block + k * TILE_SIZE, *high = low + block;
-            stream_fetch fetch = plan_fetch(low, high, pairs);
-            for (int64_t pair = 0; pair < pairs; pair++) {
-                float *s = sums + (blocked ? ((panel - first) * pairs + pair) * 1024 : 0);
-                const bf16 *top = x.data + pair * 2 * x.tile_rows_step + k * x.tile_step;
-                const row_tiles rows = {top, top + x.tile_rows_step, x.row_step, x.tile_step};
-                const column_blocks columns = {low, high};
-                const bool finish = k + tiles == w->k_tiles;
-                if (finish) fetch_output(w, panel, pair * 32, m, out);
-                if (pair * 2 + 1 < tile_count) multiply_tiles(rows, true, columns, true, m - pair * 32, tiles, k > 0, &fetch, s);
-                else multiply_tiles(rows, false, columns, true, m - pair * 32, tiles, k > 0, &fetch, s);
-                if (finish) finish_tiles(w, panel, pair * 32, m, s, out);
+    for (int64_t group = first; group < last; group += together) {
+        for (int64_t k = 0; k < w->k_tiles; k += k_step) {
+            const int64_t tiles = min_i64(k_step, w->k_tiles - k);
+            for (int64_t panel = group; panel < group + together; panel++) {
+                const panel_part part = read_panel(w, panel, k, tiles, fp8, &tables, widened);
+                stream_fetch fetch = plan_fetch(part.low, part.high, pairs);
+                float *s = sums + (panel - group) * pairs * sums_step;
+                multiply_part(w, x, m, panel, part, k, tiles, sums_step, fp8 ? NULL : &fetch, s, out);
             }
         }
     }
@@ -157,8 +196,13 @@ static void many_rows(const packed_weight *w, row_view x, int64_t m, int64_t fir
 }
 
 void multiply(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const output_view *out) {
-    if (m <= FEW_ROWS) few_rows(w, x, m, first, last, out);
-    else many_rows(w, x, m, first, last, out);
+    if (w->fp8) {
+        if (m <= FEW_ROWS) few_rows(w, x, m, first, last, true, out);
+        else many_rows(w, x, m, first, last, true, out);
+    } else {
+        if (m <= FEW_ROWS) few_rows(w, x, m, first, last, false, out);
+        else many_rows(w, x, m, first, last, false, out);
+    }
 }
 
 /* ---------------------------------------------------------------- input into tiles */

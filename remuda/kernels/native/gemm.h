@@ -8,14 +8,15 @@
  * (16 rows x 64 bytes) and a product with one row reads memory in sequence. K is padded with zeros to a multiple of 32,
  * N to a multiple of 32. A gated weight alternates blocks of gate and of up columns; its product has N / 2 columns. */
 typedef struct {
-    const bf16 *data;
-    const float *scale; /* per column in packed order, or NULL */
-    const float *bias;  /* per column in packed order, or NULL */
-    int64_t n;          /* columns of the product (before padding; of a gated weight: of silu(gate) * up) */
+    const uint8_t *data; /* bf16, or with `fp8` bytes of float8_e4m3fn in the order of fp8.h */
+    const float *scale;  /* per column in packed order, or NULL */
+    const float *bias;   /* per column in packed order, or NULL */
+    int64_t n;           /* columns of the product (before padding; of a gated weight: of silu(gate) * up) */
     int64_t k;
     int32_t k_tiles; /* padded k / 32 */
     int32_t panels;  /* padded columns / 32: pairs of blocks */
     int32_t gated;
+    int32_t fp8;
 } packed_weight;
 
 /* Rows of bf16 input, row-major or in tiles: value (row r, column c) lies at
@@ -49,8 +50,9 @@ void multiply(const packed_weight *w, row_view x, int64_t m, int64_t first_panel
  * fill up the last tile are left as they are: no row's product depends on another row. */
 void pack_rows(bf16 *tiles, const bf16 *x, int64_t leading, const int32_t *index, const float *factor, int64_t m, int64_t k);
 
-/* Bytes of one panel of a packed weight: 32 columns. */
-ALWAYS_INLINE int64_t panel_size(const packed_weight *w) { return (int64_t)w->k_tiles * 2 * TILE_SIZE * sizeof(bf16); }
+/* Bytes of 32 inputs x 16 columns, and of one panel: all inputs x 32 columns. */
+ALWAYS_INLINE int64_t tile_bytes(const packed_weight *w) { return w->fp8 ? TILE_SIZE : TILE_SIZE * (int64_t)sizeof(bf16); }
+ALWAYS_INLINE int64_t panel_size(const packed_weight *w) { return w->k_tiles * 2 * tile_bytes(w); }
 
 #define K_BLOCK 8 /* k tiles (256 values) per pass: a panel of the weight then stays in the first-level cache */
 

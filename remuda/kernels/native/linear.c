@@ -1,13 +1,15 @@
 /* Linear layers: packing a weight, and y = (x W^T) * scale + bias over all threads. */
 #include "gemm.h"
+#include "fp8.h"
 
 /* ---------------------------------------------------------------- packing, once per weight */
 
 typedef struct {
-    bf16 *target;
-    const bf16 *source;
-    int64_t n, k, row_step, column_step; /* source value of (column n, input k): source[n * row_step + k * column_step] */
-    int64_t k_tiles, gated;
+    uint8_t *target;
+    const uint8_t *source;
+    int64_t n, k, row_step, column_step; /* source value of (column n, input k): number n * row_step + k * column_step */
+    int64_t k_tiles;
+    int32_t gated, fp8;
 } pack_job;
 
 /* Source column of packed column c, or -1 for padding. Gated: blocks of 16 alternate between the two halves of n. */
@@ -35,27 +37,33 @@ static void pack_tile_columns(bf16 *target, const bf16 *source, int64_t column_s
     }
 }
 
-static void pack_tile_padded(const pack_job *job, bf16 *target, int64_t block, int64_t first_k) {
+/* Any tile of bf16 or fp8, value by value. */
+static void pack_tile_values(const pack_job *job, uint8_t *target, int64_t block, int64_t first_k) {
+    const int64_t size = job->fp8 ? 1 : 2;
+    memset(target, 0, TILE_SIZE * size);
     for (int64_t c = 0; c < TILE; c++) {
         const int64_t n = source_column(block * TILE + c, job->n, job->gated);
-        for (int64_t k = first_k; k < first_k + TILE_K; k++) {
-            const bool inside = n >= 0 && k < job->k;
-            target[(k - first_k) / 2 * 32 + c * 2 + k % 2] = inside ? job->source[n * job->row_step + k * job->column_step] : 0;
+        if (n < 0) continue;
+        for (int64_t k = first_k; k < min_i64(first_k + TILE_K, job->k); k++) {
+            const int64_t at = (k - first_k) / 2 * 32 + c * 2 + k % 2, from = n * job->row_step + k * job->column_step;
+            if (job->fp8) target[at / 64 * 64 + fp8_place(at % 64)] = job->source[from];
+            else ((bf16 *)target)[at] = ((const bf16 *)job->source)[from];
         }
     }
 }
 
 static void pack_block(void *context, int64_t block) {
     const pack_job *job = context;
+    const int64_t bytes = TILE_SIZE * (job->fp8 ? 1 : (int64_t)sizeof(bf16));
     const int64_t first = source_column(block * TILE, job->n, job->gated);
     const bool whole_columns = first >= 0 && source_column(block * TILE + 15, job->n, job->gated) == first + 15;
     for (int64_t t = 0; t < job->k_tiles; t++) {
-        bf16 *target = job->target + (block * job->k_tiles + t) * TILE_SIZE;
-        const bf16 *source = job->source + first * job->row_step + t * TILE_K * job->column_step;
-        const bool whole = whole_columns && (t + 1) * TILE_K <= job->k;
-        if (whole && job->column_step == 1) pack_tile_rows(target, source, job->row_step);
-        else if (whole && job->row_step == 1) pack_tile_columns(target, source, job->column_step);
-        else pack_tile_padded(job, target, block, t * TILE_K);
+        uint8_t *target = job->target + (block * job->k_tiles + t) * bytes;
+        const bf16 *source = (const bf16 *)job->source + first * job->row_step + t * TILE_K * job->column_step;
+        const bool whole = !job->fp8 && whole_columns && (t + 1) * TILE_K <= job->k;
+        if (whole && job->column_step == 1) pack_tile_rows((bf16 *)target, source, job->row_step);
+        else if (whole && job->row_step == 1) pack_tile_columns((bf16 *)target, source, job->column_step);
+        else pack_tile_values(job, target, block, t * TILE_K);
     }
 }
 
@@ -65,8 +73,9 @@ EXPORT int64_t remuda_packed_size(int64_t n, int64_t k, int32_t gated) {
     return columns * ceil_div(k, TILE_K) * TILE_K;
 }
 
-EXPORT void remuda_pack(bf16 *target, const bf16 *source, int64_t n, int64_t k, int64_t row_step, int64_t column_step, int32_t gated) {
-    pack_job job = {target, source, n, k, row_step, column_step, ceil_div(k, TILE_K), gated};
+EXPORT void remuda_pack(void *target, const void *source, int64_t n, int64_t k, int64_t row_step, int64_t column_step, int32_t gated,
+                        int32_t fp8) {
+    pack_job job = {target, source, n, k, row_step, column_step, ceil_div(k, TILE_K), gated, fp8};
     run_tasks(pack_block, &job, remuda_packed_size(n, k, gated) / (job.k_tiles * TILE_SIZE));
 }
 

@@ -32,11 +32,11 @@ class Arena:
     def __init__(self) -> None:
         self._rest = torch.empty(0, dtype=torch.uint8)
 
-    def empty(self, *shape: int) -> torch.Tensor:
-        """A bf16 tensor with any content."""
-        count_bytes = 2 * math.prod(shape)
+    def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor with any content."""
+        count_bytes = dtype.itemsize * math.prod(shape)
         if count_bytes > len(self._rest):
             self._rest = huge_pages(max(_CHUNK_BYTES, count_bytes + _ALIGNMENT_BYTES))
         taken, end = self._rest[:count_bytes], -(-count_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self._rest = self._rest[end:]
-        return taken.view(torch.bfloat16).view(shape)
+        return taken.view(dtype).view(shape)

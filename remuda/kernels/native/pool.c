@@ -5,6 +5,7 @@
  * begun: a worker that has lost its core delays nobody. With one thread (several ranks per core) there are no workers. */
 #define _GNU_SOURCE
 #include "common.h"
+#include "fp8.h"
 
 #include <errno.h>
 #include <linux/futex.h>
@@ -167,6 +168,7 @@ void *scratch(enum scratch_slot slot, size_t bytes) {
 EXPORT int remuda_init(void) {
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
     mallopt(M_TRIM_THRESHOLD, 256 << 20);
+    fp8_init();
 #ifdef REMUDA_AMX
     if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) != 0) return errno;
 #endif

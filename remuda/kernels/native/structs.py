@@ -11,7 +11,7 @@ class PackedWeight(ctypes.Structure):
 
     _fields_ = [
         ("data", c_void_p), ("scale", c_void_p), ("bias", c_void_p), ("n", c_int64), ("k", c_int64),
-        ("k_tiles", c_int32), ("panels", c_int32), ("gated", c_int32),
+        ("k_tiles", c_int32), ("panels", c_int32), ("gated", c_int32), ("fp8", c_int32),
     ]  # fmt: skip
 
 
@@ -51,7 +51,7 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "remuda_set_threads": (None, [_I, _I]),
     "remuda_threads": (c_int32, []),
     "remuda_packed_size": (c_int64, [_N, _N, _I]),
-    "remuda_pack": (None, [_P, _P, _N, _N, _N, _N, _I]),
+    "remuda_pack": (None, [_P, _P, _N, _N, _N, _N, _I, _I]),
     "remuda_linear": (None, [_P, _P, _N, _N, _P, _N, _I]),
     "remuda_rms_norm": (None, [_P, _P, _P, _P, _N, _N, _F]),
     "remuda_silu_mul": (None, [_P, _P, _N, _N]),

@@ -28,11 +28,30 @@ def test_float32_results_are_exact_sums(n: int, k: int) -> None:
         torch.testing.assert_close(linear.to_float32(x_TK), expected, rtol=1e-4, atol=1e-5 * k)
 
 
+def test_every_float8_value_is_widened_exactly() -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    numbers_NK = torch.where(codes % 128 == 127, 0, codes).view(64, 4).repeat(1, 10).view(torch.float8_e4m3fn)
+    kept_NK = adopted(numbers_NK, None, torch.ones(64)).to_float32(torch.eye(40).bfloat16()).T
+    assert torch.equal(kept_NK, numbers_NK.float())
+    nan_NK = torch.tensor([[127], [255]], dtype=torch.uint8).view(torch.float8_e4m3fn)
+    assert adopted(nan_NK, None, torch.ones(2)).to_float32(torch.ones(1, 1).bfloat16()).isnan().all()
+
+
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_float8_results_are_those_of_the_same_weights_in_bf16(n: int, k: int) -> None:
+    weight_NK, scale_N = torch.randn(n, k).to(torch.float8_e4m3fn), torch.rand(n) + 0.5
+    float8, wide = adopted(weight_NK, None, scale_N), adopted(weight_NK.bfloat16(), None, scale_N)
+    for rows in ROWS:
+        x_TK = torch.randn(rows, k).bfloat16()
+        torch.testing.assert_close(float8.to_float32(x_TK), wide.to_float32(x_TK), rtol=1e-4, atol=1e-5 * k)
+
+
 @pytest.mark.parametrize(("n", "k"), [(64, 48), (34, 100), (512, 1200)])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 20, 70])
-def test_bias_scale_and_gate(n: int, k: int, gated: bool, rows: int) -> None:
-    weight_NK, bias_N, scale_N = torch.randn(n, k).bfloat16(), torch.randn(n).bfloat16(), torch.rand(n) + 0.5
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_bias_scale_and_gate(n: int, k: int, gated: bool, rows: int, dtype: torch.dtype) -> None:
+    weight_NK, bias_N, scale_N = torch.randn(n, k).to(dtype), torch.randn(n).bfloat16(), torch.rand(n) + 0.5
     x_TK = torch.randn(rows, k).bfloat16()
     expected = (x_TK.float() @ weight_NK.float().T) * scale_N + bias_N.float()
     if gated:

@@ -10,20 +10,22 @@ from remuda.kernels.moe import PackedExperts
 EXPERTS = 6
 
 
-def both(hidden: int, intermediate: int, scaled: bool) -> tuple[PackedExperts, PackedExperts]:
-    gate_up = (torch.randn(EXPERTS, hidden, 2 * intermediate) * hidden**-0.5).bfloat16()
-    down = (torch.randn(EXPERTS, intermediate, hidden) * intermediate**-0.5).bfloat16()
+def both(
+    hidden: int, intermediate: int, scaled: bool, dtype: torch.dtype = torch.bfloat16
+) -> tuple[PackedExperts, PackedExperts]:
+    gate_up = (torch.randn(EXPERTS, hidden, 2 * intermediate) * hidden**-0.5).to(dtype)
+    down = (torch.randn(EXPERTS, intermediate, hidden) * intermediate**-0.5).to(dtype)
     scales = (torch.rand(EXPERTS, 2 * intermediate) + 0.5, torch.rand(EXPERTS, hidden) + 0.5) if scaled else None
     exact, native = PackedExperts(gate_up.float(), down.float(), scales), PackedExperts(gate_up, down, scales)
     native.adopt_native()
     return exact, native
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kept", ["bf16", "bf16 scaled", "fp8"])
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize(("hidden", "intermediate"), [(64, 32), (48, 24), (256, 512), (96, 1200)])
-def test_experts(hidden: int, intermediate: int, top_k: int, scaled: bool) -> None:
-    exact, native = both(hidden, intermediate, scaled)
+def test_experts(hidden: int, intermediate: int, top_k: int, kept: str) -> None:
+    exact, native = both(hidden, intermediate, kept != "bf16", torch.float8_e4m3fn if kept == "fp8" else torch.bfloat16)
     for tokens in (1, 2, 7, 40, 300):
         x_TH, weight_Tk = torch.randn(tokens, hidden).bfloat16(), torch.rand(tokens, top_k)
         expert_Tk = torch.stack([torch.randperm(EXPERTS)[:top_k] for _ in range(tokens)])

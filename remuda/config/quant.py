@@ -1,7 +1,7 @@
 """Which modules of a quantized checkpoint carry FP8 weights with per-output-channel scales.
 
-On CPU they are computed exactly as weight * scale: the loader casts the float8 weight to the compute dtype, which is
-exact, and the scale multiplies the output channel.
+On CPU they are computed exactly as weight * scale: the kernel casts the float8 weight to the compute dtype, which is
+exact, and the scale multiplies the output channel. In memory the weight stays float8.
 """
 
 from __future__ import annotations

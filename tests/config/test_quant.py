@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from remuda.config.model import QuantConfig
-from remuda.layers.quant import QuantRule
+from remuda.config.quant import QuantRule
 from remuda.protocol.errors import ConfigError
 
 
