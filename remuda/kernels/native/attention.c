@@ -110,16 +110,15 @@ line_fetch plan_fetch_block(const key_block *block, int64_t d) {
 
 /* scores[key][lane] of a block: keys x head_dim times head_dim x lanes. */
 static void score_block(const attention_job *job, const lane_tile *lanes, const key_block *block, float *scores) {
-    const column_blocks queries = {lanes->tiles, NULL};
     const int64_t tiles = job->padded_d / TILE_K;
     int64_t i = 0;
     for (; i + 1 < block->subtiles; i += 2) {
         const row_tiles keys = {block->k[i], block->k[i + 1], block->stride, TILE_K};
-        multiply_tiles(keys, true, queries, false, 2 * TILE, tiles, false, NULL, scores + i * 256);
+        multiply_tiles(keys, true, lanes->tiles, false, 2 * TILE, tiles, false, NULL, scores + i * 256);
     }
     if (i < block->subtiles) {
         const row_tiles keys = {block->k[i], NULL, block->stride, TILE_K};
-        multiply_tiles(keys, false, queries, false, TILE, tiles, false, NULL, scores + i * 256);
+        multiply_tiles(keys, false, lanes->tiles, false, TILE, tiles, false, NULL, scores + i * 256);
     }
 }
 

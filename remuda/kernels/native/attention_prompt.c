@@ -31,10 +31,9 @@ static void transpose_values(const attention_job *job, const unit *u, bf16 *valu
 /* sums[head_dim][16 lanes] += values x weights over the key pairs of a block, two tiles of dims at a time. */
 static void multiply_values(const attention_job *job, const bf16 *values, const bf16 *weights, int64_t keys, float *sums) {
     const int64_t tiles = job->padded_d / TILE;
-    const column_blocks columns = {weights, NULL};
     for (int64_t t = 0; t < tiles; t += 2) {
         const row_tiles dims = {values + t * TILE_SIZE, values + (t + 1) * TILE_SIZE, TILE_K, tiles * TILE_SIZE};
-        multiply_tiles(dims, true, columns, false, 2 * TILE, ceil_div(keys, 32), true, NULL, sums + t * 256);
+        multiply_tiles(dims, true, weights, false, 2 * TILE, ceil_div(keys, 32), true, NULL, sums + t * 256);
     }
 }
 

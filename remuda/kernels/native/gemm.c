@@ -3,7 +3,8 @@
 #include "fp8.h"
 #include "tiles.h"
 
-#define PREFETCH_AHEAD 4096 /* bytes */
+#define AHEAD 8192         /* bytes between what is read once and what is fetched meanwhile */
+#define AHEAD_OF_EACH 4096 /* the same, of each of two streams */
 
 /* ---------------------------------------------------------------- what happens to a finished panel
  * `sums` holds float32 [rows][32]: two blocks of 16 columns. */
@@ -47,80 +48,70 @@ ALWAYS_INLINE void finish_row(const packed_weight *w, int64_t panel, int64_t row
 
 /* ---------------------------------------------------------------- the weight */
 
-/* Both blocks of a panel over some tiles of inputs, as bf16. */
-typedef struct {
-    const bf16 *low, *high;
-} panel_part;
-
-/* Weights in fp8 are widened into `widened`, which must hold 2 x tiles. */
-ALWAYS_INLINE panel_part read_panel(const packed_weight *w, int64_t panel, int64_t first_tile, int64_t tiles, const bool fp8,
-                                    const fp8_tables *tables, bf16 *widened) {
-    const int64_t bytes = tile_bytes(w);
-    const uint8_t *low = w->data + panel * panel_size(w) + first_tile * bytes, *high = low + w->k_tiles * bytes;
-    if (!fp8) return (panel_part){(const bf16 *)low, (const bf16 *)high};
-    widen_tiles(widened, low, tiles, tables, PREFETCH_AHEAD);
-    widen_tiles(widened + tiles * TILE_SIZE, high, tiles, tables, PREFETCH_AHEAD);
-    return (panel_part){widened, widened + tiles * TILE_SIZE};
+/* A panel over some tiles of inputs, as bf16. Weights in fp8 are widened into `widened`, which must hold 2 x tiles. */
+ALWAYS_INLINE const bf16 *read_panel(const packed_weight *w, int64_t panel, int64_t first_tile, int64_t tiles, const bool fp8,
+                                     const fp8_tables *tables, bf16 *widened) {
+    const uint8_t *data = w->data + panel * panel_size(w) + first_tile * 2 * tile_bytes(w);
+    if (!fp8) return (const bf16 *)data;
+    widen_tiles(widened, data, 2 * tiles, tables, AHEAD_OF_EACH);
+    return widened;
 }
 
 /* ---------------------------------------------------------------- few rows: bound by the memory that holds the weight */
 
-ALWAYS_INLINE void few_rows_panel(const packed_weight *w, row_view x, const int rows, int64_t panel, const bool fp8,
-                                  const output_view *out) {
-    _Alignas(64) bf16 widened[2 * K_BLOCK * TILE_SIZE];
+/* Two panels side by side: two long streams keep a core's hardware prefetchers busier than one. */
+ALWAYS_INLINE void few_rows_panels(const packed_weight *w, row_view x, const int rows, const int64_t panels[2], const bool fp8,
+                                   const output_view *out) {
+    _Alignas(64) bf16 widened[2][2 * (K_BLOCK / 2) * TILE_SIZE];
     const fp8_tables tables = load_fp8_tables();
-    const int64_t step = fp8 ? K_BLOCK : w->k_tiles;
-    __m512 sums[4][2][2];
-    for (int r = 0; r < rows; r++) {
-        for (int i = 0; i < 4; i++) sums[r][i / 2][i % 2] = _mm512_setzero_ps();
-    }
+    const int64_t step = fp8 ? (K_BLOCK / 2) : w->k_tiles;
+    __m512 sums[FEW_ROWS][2][2];
+    for (int i = 0; i < rows * 4; i++) sums[i / 4][i / 2 % 2][i % 2] = _mm512_setzero_ps();
     for (int64_t first = 0; first < w->k_tiles; first += step) {
         const int64_t tiles = min_i64(step, w->k_tiles - first);
-        const panel_part part = read_panel(w, panel, first, tiles, fp8, &tables, widened);
+        const bf16 *parts[2];
+        for (int i = 0; i < 2; i++) parts[i] = read_panel(w, panels[i], first, tiles, fp8, &tables, widened[i]);
         const bf16 *x_tile = x.data + first * x.tile_step;
         for (int64_t tile = 0; tile < tiles; tile++, x_tile += x.tile_step) {
-#pragma GCC unroll 16
+#pragma GCC unroll 4
             for (int pair = 0; pair < TILE; pair++) {
-                const bf16 *a = part.low + tile * TILE_SIZE + pair * 32, *b = part.high + tile * TILE_SIZE + pair * 32;
-                if (!fp8) _mm_prefetch((const char *)a + PREFETCH_AHEAD, _MM_HINT_T0);
-                if (!fp8) _mm_prefetch((const char *)b + PREFETCH_AHEAD, _MM_HINT_T0);
-                const __m512bh wa = (__m512bh)_mm512_loadu_si512(a), wb = (__m512bh)_mm512_loadu_si512(b);
+                __m512bh weights[2][2];
+                for (int i = 0; i < 2; i++) {
+                    const bf16 *at = parts[i] + tile * 2 * TILE_SIZE + pair * 64;
+                    for (int block = 0; block < 2; block++, at += 32) {
+                        if (!fp8) _mm_prefetch((const char *)at + AHEAD_OF_EACH, _MM_HINT_T0);
+                        weights[i][block] = (__m512bh)_mm512_loadu_si512(at);
+                    }
+                }
                 for (int r = 0; r < rows; r++) {
                     int32_t two;
                     memcpy(&two, x_tile + r * x.row_step + pair * 2, 4);
                     const __m512bh xs = (__m512bh)_mm512_set1_epi32(two);
-                    sums[r][0][pair % 2] = _mm512_dpbf16_ps(sums[r][0][pair % 2], wa, xs);
-                    sums[r][1][pair % 2] = _mm512_dpbf16_ps(sums[r][1][pair % 2], wb, xs);
+                    for (int i = 0; i < 4; i++) sums[r][i / 2][i % 2] = _mm512_dpbf16_ps(sums[r][i / 2][i % 2], weights[i / 2][i % 2], xs);
                 }
             }
         }
     }
     for (int r = 0; r < rows; r++) {
-        finish_row(w, panel, r, _mm512_add_ps(sums[r][0][0], sums[r][0][1]), _mm512_add_ps(sums[r][1][0], sums[r][1][1]), out);
+        for (int i = 0; i < (panels[1] == panels[0] ? 1 : 2); i++) finish_row(w, panels[i], r, sums[r][i][0], sums[r][i][1], out);
     }
 }
 
 ALWAYS_INLINE void few_rows(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const bool fp8,
                             const output_view *out) {
-    for (int64_t panel = first; panel < last; panel++) {
+    const int64_t half = ceil_div(last - first, 2);
+    for (int64_t i = first; i < first + half; i++) {
+        const int64_t panels[2] = {i, i + half < last ? i + half : i}; /* an odd one goes alone, twice */
         switch (m) {
-        case 1: few_rows_panel(w, x, 1, panel, fp8, out); break;
-        case 2: few_rows_panel(w, x, 2, panel, fp8, out); break;
-        case 3: few_rows_panel(w, x, 3, panel, fp8, out); break;
-        default: few_rows_panel(w, x, 4, panel, fp8, out); break;
+        case 1: few_rows_panels(w, x, 1, panels, fp8, out); break;
+        case 2: few_rows_panels(w, x, 2, panels, fp8, out); break;
+        case 3: few_rows_panels(w, x, 3, panels, fp8, out); break;
+        default: few_rows_panels(w, x, 4, panels, fp8, out); break;
         }
     }
 }
 
 /* ---------------------------------------------------------------- many rows: tiles */
-
-/* A weight that is used once streams: fetch a little ahead. One that is used by many rows leaves time to bring the whole
- * next panel into the second-level cache. */
-static stream_fetch plan_fetch(const bf16 *low, const bf16 *high, int64_t pairs) {
-    if (pairs == 1) return (stream_fetch){(const char *)low + PREFETCH_AHEAD, (const char *)high + PREFETCH_AHEAD, 16};
-    const int64_t next_panel = 2 * (high - low);
-    return (stream_fetch){(const char *)(low + next_panel), (const char *)(high + next_panel), ceil_div(16, pairs)};
-}
 
 /* The common case, whole blocks of bf16 without scale or bias: nothing to decide per row. */
 ALWAYS_INLINE void finish_whole(int64_t panel, int64_t row, int64_t rows, const bool gated, const float *sums, const output_view *out) {
@@ -155,40 +146,40 @@ static void fetch_output(const packed_weight *w, int64_t panel, int64_t row, int
 }
 
 /* One part of a panel times all rows; sums go on from those of the part before. */
-ALWAYS_INLINE void multiply_part(const packed_weight *w, row_view x, int64_t m, int64_t panel, panel_part part, int64_t first_tile,
-                                 int64_t tiles, int64_t sums_step, stream_fetch *fetch, float *sums, const output_view *out) {
+ALWAYS_INLINE void multiply_part(const packed_weight *w, row_view x, int64_t m, int64_t panel, const bf16 *part, int64_t first_tile,
+                                 int64_t tiles, stream_fetch *fetch, float *sums, const output_view *out) {
     const bool finish = first_tile + tiles == w->k_tiles;
-    const column_blocks columns = {part.low, part.high};
-    for (int64_t row = 0; row < m; row += 32, sums += sums_step) {
+    for (int64_t row = 0; row < m; row += 32, sums += 1024) {
         const bf16 *top = x.data + row / TILE * x.tile_rows_step + first_tile * x.tile_step;
         const row_tiles rows = {top, top + x.tile_rows_step, x.row_step, x.tile_step};
         if (finish) fetch_output(w, panel, row, m, out);
-        if (m - row > TILE) multiply_tiles(rows, true, columns, true, m - row, tiles, first_tile > 0, fetch, sums);
-        else multiply_tiles(rows, false, columns, true, m - row, tiles, first_tile > 0, fetch, sums);
+        if (m - row > TILE) multiply_tiles(rows, true, part, true, m - row, tiles, first_tile > 0, fetch, sums);
+        else multiply_tiles(rows, false, part, true, m - row, tiles, first_tile > 0, fetch, sums);
         if (finish) finish_tiles(w, panel, row, m, sums, out);
     }
 }
 
-/* Many rows go through blocks of k, each with all panels, so that rows and a panel's part stay in the caches; sums wait in
- * memory. Few rows stream one panel after the other. */
+/* Blocks of k, so that a panel's part stays in the first-level cache for all passes over the rows; sums wait in memory. Many
+ * rows take all panels through a block before the next, so that they stay close too; fewer stream one panel after the other. */
 ALWAYS_INLINE void many_rows(const packed_weight *w, row_view x, int64_t m, int64_t first, int64_t last, const bool fp8,
                              const output_view *out) {
     _Alignas(64) bf16 widened[2 * K_BLOCK * TILE_SIZE];
     const fp8_tables tables = load_fp8_tables();
-    const int64_t pairs = ceil_div(m, 2 * TILE);
-    const bool blocked = w->k_tiles > K_BLOCK && pairs > 2;
-    const int64_t k_step = blocked || fp8 ? K_BLOCK : w->k_tiles, sums_step = blocked || fp8 ? 1024 : 0;
-    const int64_t together = blocked ? last - first : 1; /* panels */
-    float *sums = scratch(SCRATCH_TASK, 4096 * (size_t)(sums_step ? pairs * together : 1));
+    const int64_t pairs = ceil_div(m, 2 * TILE), passes = ceil_div(m, ROWS_PER_PASS);
+    const bool streams = pairs <= 2;
+    const int64_t together = streams ? 1 : last - first; /* panels */
+    float *sums = scratch(SCRATCH_TASK, 4096 * (size_t)(pairs * together));
     tiles_begin();
     for (int64_t group = first; group < last; group += together) {
-        for (int64_t k = 0; k < w->k_tiles; k += k_step) {
-            const int64_t tiles = min_i64(k_step, w->k_tiles - k);
+        for (int64_t k = 0; k < w->k_tiles; k += K_BLOCK) {
+            const int64_t tiles = min_i64(K_BLOCK, w->k_tiles - k);
             for (int64_t panel = group; panel < group + together; panel++) {
-                const panel_part part = read_panel(w, panel, k, tiles, fp8, &tables, widened);
-                stream_fetch fetch = plan_fetch(part.low, part.high, pairs);
-                float *s = sums + (panel - group) * pairs * sums_step;
-                multiply_part(w, x, m, panel, part, k, tiles, sums_step, fp8 ? NULL : &fetch, s, out);
+                const bf16 *part = read_panel(w, panel, k, tiles, fp8, &tables, widened);
+                /* every pass fetches its share of the next part */
+                const int64_t ahead = !streams ? panel_size(w) : passes > 1 ? 2 * tiles * TILE_SIZE * (int64_t)sizeof(bf16) : AHEAD;
+                stream_fetch fetch = {(const char *)part + ahead, ceil_div(32, passes)};
+                float *s = sums + (panel - group) * pairs * 1024;
+                multiply_part(w, x, m, panel, part, k, tiles, fp8 ? NULL : &fetch, s, out);
             }
         }
     }

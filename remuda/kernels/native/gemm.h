@@ -4,9 +4,9 @@
 
 #include "common.h"
 
-/* A packed weight [N, K]: N in blocks of 16 columns, each block [K / 2][16][2] bf16, so that 32 values of K are one tile
- * (16 rows x 64 bytes) and a product with one row reads memory in sequence. K is padded with zeros to a multiple of 32,
- * N to a multiple of 32. A gated weight alternates blocks of gate and of up columns; its product has N / 2 columns. */
+/* A packed weight [N, K]: N in panels of 32 columns, each panel [K / 2][2 blocks][16 columns][2] values: everything is read in one
+ * sequence, and 32 values of K of a block are one tile (16 rows of 64 bytes, 128 apart). K is padded with
+ * zeros to a multiple of 32, N to a multiple of 32. A gated weight alternates blocks of gate and of up columns; its product has N / 2 columns. */
 typedef struct {
     const uint8_t *data; /* bf16, or with `fp8` bytes of float8_e4m3fn in the order of fp8.h */
     const float *scale;  /* per column in packed order, or NULL */
@@ -54,7 +54,7 @@ void pack_rows(bf16 *tiles, const bf16 *x, int64_t leading, const int32_t *index
 ALWAYS_INLINE int64_t tile_bytes(const packed_weight *w) { return w->fp8 ? TILE_SIZE : TILE_SIZE * (int64_t)sizeof(bf16); }
 ALWAYS_INLINE int64_t panel_size(const packed_weight *w) { return w->k_tiles * 2 * tile_bytes(w); }
 
-#define K_BLOCK 8 /* k tiles (256 values) per pass: a panel of the weight then stays in the first-level cache */
+#define K_BLOCK 8 /* k tiles (256 values) of a panel, 16 KiB: they stay in the first-level cache */
 
 /* Rows that one core takes at a time: they stay in its second-level cache (1 of 2 MiB) while the weight streams past. The
  * third level is not much faster than memory, so that this, not the arithmetic, decides how fast a long batch runs. */

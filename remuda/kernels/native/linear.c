@@ -25,7 +25,7 @@ static void pack_tile_rows(bf16 *target, const bf16 *source, int64_t row_step) {
     __m512i rows[TILE];
     for (int c = 0; c < TILE; c++) rows[c] = _mm512_loadu_si512(source + c * row_step);
     transpose_16x16(rows);
-    for (int pair = 0; pair < TILE; pair++) _mm512_storeu_si512(target + pair * 32, rows[pair]);
+    for (int pair = 0; pair < TILE; pair++) _mm512_storeu_si512(target + pair * 64, rows[pair]);
 }
 
 /* Source contiguous along n, whole tile: two inputs interleaved. */
@@ -33,21 +33,19 @@ static void pack_tile_columns(bf16 *target, const bf16 *source, int64_t column_s
     for (int pair = 0; pair < TILE; pair++) {
         const __m256i even = _mm256_loadu_si256((const __m256i *)(source + pair * 2 * column_step));
         const __m256i odd = _mm256_loadu_si256((const __m256i *)(source + (pair * 2 + 1) * column_step));
-        _mm512_storeu_si512(target + pair * 32, interleave(even, odd));
+        _mm512_storeu_si512(target + pair * 64, interleave(even, odd));
     }
 }
 
 /* Any tile of bf16 or fp8, value by value. */
 static void pack_tile_values(const pack_job *job, uint8_t *target, int64_t block, int64_t first_k) {
-    const int64_t size = job->fp8 ? 1 : 2;
-    memset(target, 0, TILE_SIZE * size);
     for (int64_t c = 0; c < TILE; c++) {
         const int64_t n = source_column(block * TILE + c, job->n, job->gated);
-        if (n < 0) continue;
-        for (int64_t k = first_k; k < min_i64(first_k + TILE_K, job->k); k++) {
-            const int64_t at = (k - first_k) / 2 * 32 + c * 2 + k % 2, from = n * job->row_step + k * job->column_step;
-            if (job->fp8) target[at / 64 * 64 + fp8_place(at % 64)] = job->source[from];
-            else ((bf16 *)target)[at] = ((const bf16 *)job->source)[from];
+        for (int64_t k = first_k; k < first_k + TILE_K; k++) {
+            const int64_t line = (k - first_k) / 2 * 64, at = block % 2 * 32 + c * 2 + k % 2;
+            const int64_t from = n >= 0 && k < job->k ? n * job->row_step + k * job->column_step : -1;
+            if (job->fp8) target[line + fp8_place(at)] = from < 0 ? 0 : job->source[from];
+            else ((bf16 *)target)[line + at] = from < 0 ? 0 : ((const bf16 *)job->source)[from];
         }
     }
 }
@@ -58,11 +56,11 @@ static void pack_block(void *context, int64_t block) {
     const int64_t first = source_column(block * TILE, job->n, job->gated);
     const bool whole_columns = first >= 0 && source_column(block * TILE + 15, job->n, job->gated) == first + 15;
     for (int64_t t = 0; t < job->k_tiles; t++) {
-        uint8_t *target = job->target + (block * job->k_tiles + t) * bytes;
+        uint8_t *target = job->target + (block / 2 * job->k_tiles + t) * 2 * bytes; /* both blocks of the panel */
         const bf16 *source = (const bf16 *)job->source + first * job->row_step + t * TILE_K * job->column_step;
         const bool whole = !job->fp8 && whole_columns && (t + 1) * TILE_K <= job->k;
-        if (whole && job->column_step == 1) pack_tile_rows((bf16 *)target, source, job->row_step);
-        else if (whole && job->row_step == 1) pack_tile_columns((bf16 *)target, source, job->column_step);
+        if (whole && job->column_step == 1) pack_tile_rows((bf16 *)target + block % 2 * 32, source, job->row_step);
+        else if (whole && job->row_step == 1) pack_tile_columns((bf16 *)target + block % 2 * 32, source, job->column_step);
         else pack_tile_values(job, target, block, t * TILE_K);
     }
 }

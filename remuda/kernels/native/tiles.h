@@ -13,22 +13,17 @@ typedef struct {
     int64_t row_step, tile_step;
 } row_tiles;
 
-/* One or two blocks of 16 columns, each [inputs / 2][16][2]. */
-typedef struct {
-    const bf16 *low, *high; /* high: unused with one block */
-} column_blocks;
+/* One or two blocks of 16 columns: [pairs of inputs][blocks][16 columns][2], so that each pair of inputs is one or two lines. */
+typedef const bf16 *column_tiles;
 
-/* Lines of two streams that will be wanted soon, fetched a few at a time among the arithmetic. */
+/* What will be wanted soon, fetched a few lines at a time among the arithmetic. */
 typedef struct {
-    const char *low, *high;
-    int64_t lines_per_tile;
+    const char *next;
+    int64_t lines_per_tile; /* of rows */
 } stream_fetch;
 
-ALWAYS_INLINE void fetch_streams(stream_fetch *fetch) {
-    for (int64_t i = 0; i < fetch->lines_per_tile; i++, fetch->low += 64, fetch->high += 64) {
-        _mm_prefetch(fetch->low, _MM_HINT_T1);
-        _mm_prefetch(fetch->high, _MM_HINT_T1);
-    }
+ALWAYS_INLINE void fetch_lines_of(stream_fetch *fetch) {
+    for (int64_t i = 0; i < fetch->lines_per_tile; i++, fetch->next += 64) _mm_prefetch(fetch->next, _MM_HINT_T1);
 }
 
 /* multiply_tiles: sums[row tile][block][16][16] (+)= rows x columns over `tiles` x 32 inputs.

@@ -1,5 +1,7 @@
 /* Tiles in AMX registers: sums 0 to 3 (row tile x block), rows 4 and 5, columns 6 and 7. Included by tiles.h alone. */
 
+#define ROWS_PER_PASS 32
+
 /* Own statements, not the compiler's intrinsics: gcc's do not tell it that they read or write memory. */
 #define tile_load(t, base, stride) \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(base), "r"((int64_t)(stride)) : "memory")
@@ -23,7 +25,7 @@ ALWAYS_INLINE void tiles_begin(void) {
 }
 ALWAYS_INLINE void tiles_end(void) { __asm__ volatile("tilerelease" : :); }
 
-ALWAYS_INLINE void multiply_tiles(row_tiles rows, const bool tall, column_blocks columns, const bool wide, int64_t used,
+ALWAYS_INLINE void multiply_tiles(row_tiles rows, const bool tall, column_tiles columns, const bool wide, int64_t used,
                                   int64_t tiles, bool resume, stream_fetch *fetch, float *sums) {
     (void)used; /* whole tiles cost no more */
     const int64_t stride = rows.row_step * 2;
@@ -40,11 +42,12 @@ ALWAYS_INLINE void multiply_tiles(row_tiles rows, const bool tall, column_blocks
         if (tall && wide) tile_zero(3);
     }
     for (int64_t t = 0; t < tiles; t++) {
-        if (fetch) fetch_streams(fetch);
+        if (fetch) fetch_lines_of(fetch);
         tile_load(4, rows.first + t * rows.tile_step, stride);
         if (tall) tile_load(5, rows.second + t * rows.tile_step, stride);
-        tile_load(6, columns.low + t * TILE_SIZE, 64);
-        if (wide) tile_load(7, columns.high + t * TILE_SIZE, 64);
+        tile_load(6, columns, wide ? 128 : 64);
+        if (wide) tile_load(7, columns + 32, 128);
+        columns += wide ? 2 * TILE_SIZE : TILE_SIZE;
         tile_dot(0, 4, 6);
         if (wide) tile_dot(1, 4, 7);
         if (tall) tile_dot(2, 5, 6);
