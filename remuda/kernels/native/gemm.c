@@ -3,8 +3,8 @@
 #include "fp8.h"
 #include "tiles.h"
 
-#define AHEAD 8192         /* bytes between what is read once and what is fetched meanwhile */
-#define AHEAD_OF_EACH 4096 /* the same, of each of two streams */
+#define AHEAD_PER_PASS 8192 /* bytes between what is multiplied and what is fetched meanwhile */
+#define AHEAD_OF_EACH 4096  /* the same, of each of two streams */
 
 /* ---------------------------------------------------------------- what happens to a finished panel
  * `sums` holds float32 [rows][32]: two blocks of 16 columns. */
@@ -175,8 +175,8 @@ ALWAYS_INLINE void many_rows(const packed_weight *w, row_view x, int64_t m, int6
             const int64_t tiles = min_i64(K_BLOCK, w->k_tiles - k);
             for (int64_t panel = group; panel < group + together; panel++) {
                 const bf16 *part = read_panel(w, panel, k, tiles, fp8, &tables, widened);
-                /* every pass fetches its share of the next part */
-                const int64_t ahead = !streams ? panel_size(w) : passes > 1 ? 2 * tiles * TILE_SIZE * (int64_t)sizeof(bf16) : AHEAD;
+                /* every pass fetches its share; the more of them, the more of a part's lines are still being fetched */
+                const int64_t ahead = streams ? min_i64(passes, 4) * AHEAD_PER_PASS : panel_size(w);
                 stream_fetch fetch = {(const char *)part + ahead, ceil_div(32, passes)};
                 float *s = sums + (panel - group) * pairs * 1024;
                 multiply_part(w, x, m, panel, part, k, tiles, fp8 ? NULL : &fetch, s, out);
