@@ -1,4 +1,4 @@
-"""Every layout, chunk size and preset against the oracle, in an hour: `python -m tests.oracle.full_matrix [PRESET...]`."""
+"""Every layout, chunk size and preset against the oracle: `python -m tests.oracle.full_matrix [PRESET...]`, for hours."""
 
 from __future__ import annotations
 
