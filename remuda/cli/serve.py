@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setproctitle import setproctitle
@@ -79,7 +80,7 @@ async def _answer(
     # Imported while the engine process starts.
     from remuda.engine.client import AsyncEngine
     from remuda.metrics.serving import ServingMetrics
-    from remuda.server.serve import serve_http
+    from remuda.server.serve import HttpServer
     from remuda.text.tokenizer import Tokenizer
 
     engine = AsyncEngine(
@@ -89,11 +90,11 @@ async def _answer(
     await engine.connect(process.sock)
     try:
         tokenizer = Tokenizer.from_dir(options["tokenizer"] or config.model.path)
+        # Made before the weights are read: what is wrong with a certificate or a template should show at once.
+        http = HttpServer(server, config, engine, tokenizer, sock, lambda url: _invite(url, config, server))
         process.ready = await _ready(engine, printer)
         if process.ready:
-            await serve_http(
-                server, config, engine, tokenizer, sock=sock, on_serving=lambda url: _invite(url, config, server)
-            )
+            await http.serve_until_stopped()
         return 0
     finally:
         engine.shutdown()
@@ -144,6 +145,9 @@ def _server_config(options: dict[str, Any]) -> ServerConfig:
     )  # fmt: skip
     lists = ("allowed_origins", "allowed_methods", "allowed_headers", "allowed_media_domains")
     same: dict[str, Any] = {name: options[name] for name in plain}
+    media = options["allowed_local_media_path"]
+    if media is not None and not Path(media).is_dir():
+        raise ConfigError(f"--allowed-local-media-path {media} is no directory")
     same |= {name: tuple(options[name] or ()) for name in lists}
     return ServerConfig(
         model=options["model"] or DEFAULT_MODEL,

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+_LONGEST_S = 1e6
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -73,6 +75,17 @@ def fraction(text: str) -> float:
     return number
 
 
+def seconds(text: str) -> float:
+    """A time limit: above 0, and at most what every clock and library takes."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 < number <= _LONGEST_S:
+        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0 and up to {_LONGEST_S:g}")
+    return number
+
+
 def port(text: str) -> int:
     """0 (any free port) to 65535."""
     if not text.isdecimal() or int(text) > 65535:
@@ -112,9 +125,9 @@ ENGINE_FLAGS = (
             Flag("node-rank", "which of them this is; node 0 answers HTTP", int, 0, metavar="R"),
             Flag("master-addr", "address of node 0 that the others reach", default="127.0.0.1", metavar="HOST"),
             Flag("master-port", "first of the ports on node 0 for the rendezvous", port, 29551, metavar="PORT"),
-            Flag("distributed-timeout-seconds", "limit of the rendezvous and of one collective", float, 60.0,
+            Flag("distributed-timeout-seconds", "limit of the rendezvous and of one collective", seconds, 60.0,
                  metavar="S"),
-            Flag("startup-timeout", "limit of the whole start-up", float, 600.0, metavar="S"),
+            Flag("startup-timeout", "limit of the whole start-up", seconds, 600.0, metavar="S"),
         ),
     ),
     FlagGroup(
@@ -185,7 +198,7 @@ SERVER_FLAGS = (
             Flag("disable-uvicorn-access-log", "no line per request", bool, False),
             Flag("uvicorn-log-level", "log level of the HTTP server", default="info",
                  choices=("critical", "error", "warning", "info", "debug", "trace")),
-            Flag("shutdown-timeout", "how long open requests may run on after SIGTERM", float, 30.0, metavar="S"),
+            Flag("shutdown-timeout", "how long open requests may run on after SIGTERM", seconds, 30.0, metavar="S"),
             Flag("config", "YAML file of these flags; the command line overrides it", metavar="FILE"),
         ),
     ),

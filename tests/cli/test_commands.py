@@ -50,6 +50,8 @@ def test_every_command_explains_itself_without_torch(command: str) -> None:
         (["bench", "serve", "--base-url", "http://127.0.0.1:9"], "cannot reach 127.0.0.1:9"),
         (["chat", "--base-url", "http://127.0.0.1:9"], "no server answers"),
         (["generate"], "no prompt"),
+        (["make-tiny", "/proc/self/nowhere"], "cannot write to /proc/self/nowhere"),
+        (["make-tiny", __file__], "Not a directory"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_1(argv: list[str], expected: str) -> None:
@@ -65,6 +67,27 @@ def test_a_taken_port_fails_before_anything_is_loaded(tiny_maverick: Path) -> No
     assert done.returncode == 1
     assert "Choose another --host or --port" in done.stderr.strip().splitlines()[-1]
     assert "handshake" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--ssl-certfile", "/nowhere.pem"], "--ssl-certfile /nowhere.pem cannot be read"),
+        (["--ssl-keyfile", __file__], "--ssl-keyfile needs --ssl-certfile"),
+        (["--ssl-ca-certs", __file__], "--ssl-ca-certs needs --ssl-certfile"),
+        (["--ssl-cert-reqs", "7"], "--ssl-cert-reqs must be 0, 1 or 2"),
+        (["--ssl-cert-reqs", "2"], "--ssl-cert-reqs needs --ssl-ca-certs"),
+        (["--chat-template", "{% broken"], "--chat-template is not valid Jinja"),
+        (["--allowed-local-media-path", "/nowhere"], "--allowed-local-media-path /nowhere is no directory"),
+    ],
+)
+def test_a_server_that_cannot_work_says_so_before_it_has_read_the_weights(
+    tiny_maverick: Path, flags: list[str], expected: str
+) -> None:
+    done = remuda("serve", str(tiny_maverick), "--host", "127.0.0.1", "--port", "0", "--native-kernels", "off", *flags)
+    assert done.returncode == 1
+    assert expected in done.stderr.strip().splitlines()[-1]
+    assert "ready after" not in done.stderr
 
 
 def test_make_tiny_refuses_a_full_directory(tmp_path: Path) -> None:

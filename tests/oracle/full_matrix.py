@@ -1,4 +1,4 @@
-"""Every layout, chunk size and preset against the oracle: `python -m tests.oracle.full_matrix [PRESET...]`, for hours."""
+"""Every layout, chunk size and preset against the oracle (hours): `python -m tests.oracle.full_matrix [PRESET...]`."""
 
 from __future__ import annotations
 
