@@ -64,25 +64,39 @@ def count(text: str) -> int:
     return number
 
 
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    return 0 if text == "0" else count(text)
+
+
 def fraction(text: str) -> float:
     """A number in (0, 1]."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0.0 < number <= 1.0:
-        raise ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
-    return number
+    return _number(text, "a number above 0 and up to 1", lambda number: 0.0 < number <= 1.0)
+
+
+def share(text: str) -> float:
+    """A number in [0, 1]."""
+    return _number(text, "a number from 0 to 1", lambda number: 0.0 <= number <= 1.0)
+
+
+def positive(text: str) -> float:
+    """A number above 0, possibly inf."""
+    return _number(text, "a number above 0", lambda number: number > 0.0)
 
 
 def seconds(text: str) -> float:
     """A time limit: above 0, and at most what every clock and library takes."""
+    what = f"a number of seconds above 0 and up to {_LONGEST_S:g}"
+    return _number(text, what, lambda number: 0.0 < number <= _LONGEST_S)
+
+
+def _number(text: str, what: str, fits: Callable[[float], bool]) -> float:
     try:
         number = float(text)
     except ValueError:
-        number = -1.0
-    if not 0.0 < number <= _LONGEST_S:
-        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0 and up to {_LONGEST_S:g}")
+        number = float("nan")  # fits nowhere
+    if not fits(number):
+        raise ArgumentTypeError(f"{text!r} is not {what}")
     return number
 
 
