@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -134,7 +135,8 @@ async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
 
 def _invite(url: str, config: EngineConfig, server: ServerConfig) -> None:
     images = config.model.vision is not None
-    print(invitation(url, server.names[0], bool(server.api_keys), images), flush=True)
+    with contextlib.suppress(OSError):  # a full log disk
+        print(invitation(url, server.names[0], bool(server.api_keys), images), flush=True)
 
 
 def _server_config(options: dict[str, Any]) -> ServerConfig:

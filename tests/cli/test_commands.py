@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from remuda.cli.bench.datasets import from_file
 from remuda.cli.bench.metrics import RequestRecord, parse_goodput, percentile, summarize
 from remuda.cli.chat import data_url
 from remuda.protocol.errors import ConfigError
@@ -67,6 +68,21 @@ def test_a_mistake_is_one_line_and_exit_code_1(argv: list[str], expected: str) -
     assert done.returncode == 1
     assert expected in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_full_disk_is_one_line(tiny_maverick: Path) -> None:
+    command = [sys.executable, "-m", "remuda", "generate", str(tiny_maverick), "--prompt", "a", "--max-tokens", "2",
+               "--max-model-len", "64", "--native-kernels", "off"]  # fmt: skip
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_dataset_with_a_senseless_length_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "output_tokens": "many"}\n')
+    with pytest.raises(ConfigError, match="output_tokens must be a whole number"):
+        from_file(tmp_path / "rows.jsonl", 1, 4, 0)
 
 
 def test_a_taken_port_fails_before_anything_is_loaded(tiny_maverick: Path) -> None:

@@ -35,6 +35,27 @@ def test_a_signal_during_start_up_ends_everything(
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+def test_a_full_log_disk_does_not_keep_it_from_serving(tiny_maverick: Path) -> None:
+    url = f"http://127.0.0.1:{(port := free_port())}/health"
+    command = [sys.executable, "-m", "remuda", "serve", str(tiny_maverick), "--host", "127.0.0.1", "--port", str(port)]
+    with open("/dev/full", "w") as full:
+        server = subprocess.Popen([*command, "--max-model-len", "128"], stdout=full, stderr=full)
+    try:
+        wait_until(lambda: server.poll() is not None or answers(url), 60, "server start")
+        assert server.poll() is None
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 def test_when_the_http_process_is_killed_the_rest_goes_too(tmp_path: Path, tiny_maverick: Path) -> None:
     with serve(tmp_path / "log", str(tiny_maverick), *LAYOUT) as server:
         family = set(descendants(server.process.pid))
