@@ -101,14 +101,26 @@ async def _answer(
         engine.shutdown()
 
 
-def _exit_on_signals() -> None:
-    """Before there is anything to drain: leave through every `finally`, with status 0."""
+class _Leave:
+    """Before there is anything to drain, a signal leaves through every `finally`, with status 0.
 
-    def leave(*_: object) -> None:
+    An exception may be lost where Python ignores it (a destructor, a weak reference's callback during an import):
+    `asked` remembers the signal all the same.
+    """
+
+    asked = False
+
+    def __call__(self, *_: object) -> None:
+        self.asked = True
         raise SystemExit(0)
 
+
+_leave = _Leave()
+
+
+def _exit_on_signals() -> None:
     for number in SIGNALS:
-        signal.signal(number, leave)
+        signal.signal(number, _leave)
 
 
 async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
@@ -117,6 +129,8 @@ async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
     stopped = asyncio.Event()
     for number in SIGNALS:
         loop.add_signal_handler(number, stopped.set)
+    if _leave.asked:
+        stopped.set()
     start, stop = asyncio.create_task(engine.wait_ready()), asyncio.create_task(stopped.wait())
     try:
         await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -130,7 +144,7 @@ async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
             loop.remove_signal_handler(number)
         _exit_on_signals()  # until the HTTP server has handlers of its own
     printer.finish(ready.report)
-    return True
+    return not _leave.asked
 
 
 def _invite(url: str, config: EngineConfig, server: ServerConfig) -> None:
