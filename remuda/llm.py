@@ -204,8 +204,13 @@ class LLM:
 
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, Mapping):
-            prompt = prompt.get("prompt_token_ids") or prompt.get("prompt") or ""
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt.get("prompt", prompt)
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        ids: list[Any] = list(prompt) if isinstance(prompt, Sequence) else [prompt]
+        if any(type(token) is not int for token in ids):
+            raise InvalidRequest(f"a prompt is a text, a list of token ids, or a dict of either, not {prompt!r:.100}")
+        return ids
 
     def _result(self, job: _Job) -> RequestResult:
         first = job.processors[0]
@@ -242,6 +247,8 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt (text, mapping, or a list of ints) is a batch of one."""
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise InvalidRequest(f"prompts must be a text or a list of prompts, not {prompts!r:.100}")
     batch: list[Any] = list(prompts)
     if batch and all(isinstance(item, int) for item in batch):
         return [batch]
@@ -252,7 +259,19 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     if params is None:
         params = SamplingParams()
     if isinstance(params, SamplingParams):
-        return [params] * count
+        params = [params] * count
+    if not isinstance(params, (list, tuple)) or not all(isinstance(one, SamplingParams) for one in params):
+        raise InvalidRequest(f"sampling_params must be SamplingParams or a list of them, not {params!r:.100}")
     if len(params) != count:
         raise InvalidRequest(f"{len(params)} sampling parameters for {count} prompts")
+    for one in {id(one): one for one in params}.values():
+        _check_types(one)
     return list(params)
+
+
+def _check_types(params: SamplingParams) -> None:
+    """A struct made in Python takes values of any type; what came over HTTP has been checked already."""
+    try:
+        msgspec.convert(msgspec.structs.asdict(params), SamplingParams)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"sampling_params: {error}") from None

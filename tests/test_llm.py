@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from remuda import LLM, SamplingParams
-from remuda.protocol.errors import ConfigError, InvalidRequest
+from remuda.protocol.errors import ConfigError, InvalidRequest, ReplicaDied
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
@@ -105,6 +105,13 @@ def test_images_change_the_answer_to_a_chat(llm: LLM) -> None:
         ([], GREEDY),
         ([[1 << 30]], GREEDY),
         ([[5] * 600], GREEDY),
+        (None, GREEDY),
+        ([{"text": "no such key"}], GREEDY),
+        ([{"prompt_token_ids": []}], GREEDY),
+        ([["5"]], GREEDY),
+        ("Hello", {"temperature": 0}),
+        ("Hello", SamplingParams(max_tokens=2.5)),  # type: ignore[arg-type]
+        ("Hello", SamplingParams(temperature="hot")),  # type: ignore[arg-type]
         ("Hello", SamplingParams(temperature=-1)),
         ("Hello", SamplingParams(max_tokens=600)),
         ("Hello", [GREEDY, GREEDY]),
@@ -117,6 +124,31 @@ def test_bad_requests_are_refused_and_leave_nothing(llm: LLM, prompt: object, pa
     with pytest.raises(InvalidRequest):
         llm.generate(prompt, params, use_tqdm=False)  # type: ignore[arg-type]
     assert (llm.stats().running, llm.stats().waiting) == (0, 0)
+
+
+def test_one_stop_text_is_not_taken_letter_by_letter() -> None:
+    assert SamplingParams(stop="END").stop == ["END"]  # type: ignore[arg-type]
+    assert SamplingParams(stop=None, bad_words=("a", "b")).bad_words == ["a", "b"]  # type: ignore[arg-type]
+
+
+def test_after_an_interrupted_step_and_after_close_it_says_so_instead_of_waiting(
+    tiny_maverick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LLM(str(tiny_maverick), max_model_len=64, native_kernels="off") as llm:
+        with monkeypatch.context() as patch:
+            patch.setattr("remuda.worker.worker.Worker.execute", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                llm.generate("Hello", GREEDY, use_tqdm=False)
+        for _ in range(2):
+            with pytest.raises(ReplicaDied, match="cut off"):
+                llm.generate("Hello", GREEDY, use_tqdm=False)
+        llm.close()
+        with pytest.raises(ReplicaDied, match="closed"):
+            llm.chat([{"role": "user", "content": "Hello"}], GREEDY, use_tqdm=False)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_an_unknown_option_is_refused_with_the_nearest(tiny_maverick: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -35,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output went away, as in `remuda --help | head -1`
         sys.stderr.close()
         status = 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"remuda: cannot write: {error.strerror}", file=sys.stderr)
+        status = 1
     sys.exit(status)
 
 

@@ -29,8 +29,11 @@ def run(argv: Sequence[str]) -> int:
     from remuda.weights.tiny import make_tiny
 
     directory = Path(options["directory"])
-    if directory.exists() and any(directory.iterdir()):
-        raise ConfigError(f"{directory} is not empty")
-    make_tiny(options["kind"], directory, seed=options["seed"], dtype=options["dtype"])
+    try:
+        if directory.exists() and any(directory.iterdir()):
+            raise ConfigError(f"{directory} is not empty")
+        make_tiny(options["kind"], directory, seed=options["seed"], dtype=options["dtype"])
+    except OSError as error:
+        raise ConfigError(f"cannot write to {directory}: {error.strerror}") from error
     print(f"wrote {options['kind']} to {directory}")
     return 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from setproctitle import setproctitle
@@ -79,7 +81,7 @@ async def _answer(
     # Imported while the engine process starts.
     from remuda.engine.client import AsyncEngine
     from remuda.metrics.serving import ServingMetrics
-    from remuda.server.serve import serve_http
+    from remuda.server.serve import HttpServer
     from remuda.text.tokenizer import Tokenizer
 
     engine = AsyncEngine(
@@ -89,24 +91,36 @@ async def _answer(
     await engine.connect(process.sock)
     try:
         tokenizer = Tokenizer.from_dir(options["tokenizer"] or config.model.path)
+        # Made before the weights are read: what is wrong with a certificate or a template should show at once.
+        http = HttpServer(server, config, engine, tokenizer, sock, lambda url: _invite(url, config, server))
         process.ready = await _ready(engine, printer)
         if process.ready:
-            await serve_http(
-                server, config, engine, tokenizer, sock=sock, on_serving=lambda url: _invite(url, config, server)
-            )
+            await http.serve_until_stopped()
         return 0
     finally:
         engine.shutdown()
 
 
-def _exit_on_signals() -> None:
-    """Before there is anything to drain: leave through every `finally`, with status 0."""
+class _Leave:
+    """Before there is anything to drain, a signal leaves through every `finally`, with status 0.
 
-    def leave(*_: object) -> None:
+    An exception may be lost where Python ignores it (a destructor, a weak reference's callback during an import):
+    `asked` remembers the signal all the same.
+    """
+
+    asked = False
+
+    def __call__(self, *_: object) -> None:
+        self.asked = True
         raise SystemExit(0)
 
+
+_leave = _Leave()
+
+
+def _exit_on_signals() -> None:
     for number in SIGNALS:
-        signal.signal(number, leave)
+        signal.signal(number, _leave)
 
 
 async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
@@ -115,6 +129,8 @@ async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
     stopped = asyncio.Event()
     for number in SIGNALS:
         loop.add_signal_handler(number, stopped.set)
+    if _leave.asked:
+        stopped.set()
     start, stop = asyncio.create_task(engine.wait_ready()), asyncio.create_task(stopped.wait())
     try:
         await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -128,12 +144,13 @@ async def _ready(engine: AsyncEngine, printer: StartupPrinter) -> bool:
             loop.remove_signal_handler(number)
         _exit_on_signals()  # until the HTTP server has handlers of its own
     printer.finish(ready.report)
-    return True
+    return not _leave.asked
 
 
 def _invite(url: str, config: EngineConfig, server: ServerConfig) -> None:
     images = config.model.vision is not None
-    print(invitation(url, server.names[0], bool(server.api_keys), images), flush=True)
+    with contextlib.suppress(OSError):  # a full log disk
+        print(invitation(url, server.names[0], bool(server.api_keys), images), flush=True)
 
 
 def _server_config(options: dict[str, Any]) -> ServerConfig:
@@ -144,6 +161,9 @@ def _server_config(options: dict[str, Any]) -> ServerConfig:
     )  # fmt: skip
     lists = ("allowed_origins", "allowed_methods", "allowed_headers", "allowed_media_domains")
     same: dict[str, Any] = {name: options[name] for name in plain}
+    media = options["allowed_local_media_path"]
+    if media is not None and not Path(media).is_dir():
+        raise ConfigError(f"--allowed-local-media-path {media} is no directory")
     same |= {name: tuple(options[name] or ()) for name in lists}
     return ServerConfig(
         model=options["model"] or DEFAULT_MODEL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TextIO
@@ -52,8 +53,7 @@ class StartupPrinter:
 
     def line(self, text: str) -> None:
         """A line of its own."""
-        self._out.write(("\r\x1b[2K" if self._terminal else "") + text + "\n")
-        self._out.flush()
+        self._write(("\r\x1b[2K" if self._terminal else "") + text + "\n")
 
     def progress(self, message: EngineProgress) -> None:
         self._phases.setdefault(message.phase, _Phase()).done[message.rank] = message.done, message.total
@@ -85,7 +85,11 @@ class StartupPrinter:
         now_s = time.monotonic()
         if self._terminal and now_s - self._drawn_s > 0.05:
             self._drawn_s = now_s
-            self._out.write(f"\r\x1b[2K  {name:<10} {phase.mebibytes()}{phase.bar()}")
+            self._write(f"\r\x1b[2K  {name:<10} {phase.mebibytes()}{phase.bar()}")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a full log disk is no reason not to serve
+            self._out.write(text)
             self._out.flush()
 
 

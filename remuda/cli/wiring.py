@@ -15,6 +15,7 @@ from remuda.config.locate import find_model
 from remuda.config.model import ModelConfig
 from remuda.config.resolve import resolve_engine
 from remuda.engine.ports import Executor
+from remuda.executor.sizing import most_useful_pages
 from remuda.planner.host import free_host_bytes
 from remuda.planner.layout import check_tensor_parallel
 from remuda.planner.memory import StageMemory, check_weights_fit, plan_memory
@@ -39,6 +40,7 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     check_tensor_parallel(model, options["tensor_parallel_size"], options["enable_expert_parallel"])
     config = resolve_engine(options, model, partition_layers, longest_sequence)
     check_host_memory(model, config.parallel)
+    check_cache_fits(config)
     return config
 
 
@@ -48,6 +50,27 @@ def check_host_memory(model: ModelConfig, parallel: ParallelConfig) -> None:
     free = free_host_bytes()
     if sum(stage.weight_bytes for stage in stages) * parallel.tensor_parallel_size > free:
         check_weights_fit(model, parallel, free // (len(stages) * parallel.tensor_parallel_size))
+
+
+def check_cache_fits(config: EngineConfig) -> None:
+    """Raise ConfigError if the KV cache that the user asked for exceeds this node's free memory.
+
+    Its pages become resident only when they are written: without this check the kernel would end a rank days later.
+    """
+    cache, parallel = config.cache, config.parallel
+    if cache.kv_cache_memory_bytes is None and cache.num_pages_override is None:
+        return
+    page_bytes = [stage.page_bytes for stage in stages_of_this_node(config.model, parallel, cache.block_size)]
+    pages = cache.num_pages_override
+    if pages is None:
+        pages = min(kv_bytes_per_rank(config.model, parallel, cache) // max(page_bytes), most_useful_pages(config))
+    needed, free = pages * sum(page_bytes) * parallel.tensor_parallel_size, free_host_bytes()
+    if needed > free:
+        flag = "--kv-cache-memory-bytes" if cache.num_pages_override is None else "--num-gpu-blocks-override"
+        raise ConfigError(
+            f"{flag}: the KV caches of this machine's ranks would take {needed / 2**30:,.1f} GiB, "
+            f"but {free / 2**30:,.1f} GiB are free"
+        )
 
 
 def longest_sequence(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, step_tokens: int) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+_LONGEST_S = 1e6
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -62,14 +64,39 @@ def count(text: str) -> int:
     return number
 
 
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    return 0 if text == "0" else count(text)
+
+
 def fraction(text: str) -> float:
     """A number in (0, 1]."""
+    return _number(text, "a number above 0 and up to 1", lambda number: 0.0 < number <= 1.0)
+
+
+def share(text: str) -> float:
+    """A number in [0, 1]."""
+    return _number(text, "a number from 0 to 1", lambda number: 0.0 <= number <= 1.0)
+
+
+def positive(text: str) -> float:
+    """A number above 0, possibly inf."""
+    return _number(text, "a number above 0", lambda number: number > 0.0)
+
+
+def seconds(text: str) -> float:
+    """A time limit: above 0, and at most what every clock and library takes."""
+    what = f"a number of seconds above 0 and up to {_LONGEST_S:g}"
+    return _number(text, what, lambda number: 0.0 < number <= _LONGEST_S)
+
+
+def _number(text: str, what: str, fits: Callable[[float], bool]) -> float:
     try:
         number = float(text)
     except ValueError:
-        number = -1.0
-    if not 0.0 < number <= 1.0:
-        raise ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
+        number = float("nan")  # fits nowhere
+    if not fits(number):
+        raise ArgumentTypeError(f"{text!r} is not {what}")
     return number
 
 
@@ -112,9 +139,9 @@ ENGINE_FLAGS = (
             Flag("node-rank", "which of them this is; node 0 answers HTTP", int, 0, metavar="R"),
             Flag("master-addr", "address of node 0 that the others reach", default="127.0.0.1", metavar="HOST"),
             Flag("master-port", "first of the ports on node 0 for the rendezvous", port, 29551, metavar="PORT"),
-            Flag("distributed-timeout-seconds", "limit of the rendezvous and of one collective", float, 60.0,
+            Flag("distributed-timeout-seconds", "limit of the rendezvous and of one collective", seconds, 60.0,
                  metavar="S"),
-            Flag("startup-timeout", "limit of the whole start-up", float, 600.0, metavar="S"),
+            Flag("startup-timeout", "limit of the whole start-up", seconds, 600.0, metavar="S"),
         ),
     ),
     FlagGroup(
@@ -185,7 +212,7 @@ SERVER_FLAGS = (
             Flag("disable-uvicorn-access-log", "no line per request", bool, False),
             Flag("uvicorn-log-level", "log level of the HTTP server", default="info",
                  choices=("critical", "error", "warning", "info", "debug", "trace")),
-            Flag("shutdown-timeout", "how long open requests may run on after SIGTERM", float, 30.0, metavar="S"),
+            Flag("shutdown-timeout", "how long open requests may run on after SIGTERM", seconds, 30.0, metavar="S"),
             Flag("config", "YAML file of these flags; the command line overrides it", metavar="FILE"),
         ),
     ),

@@ -19,8 +19,8 @@ class FlagParser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, groups: Iterable[FlagGroup] = (), *, operand: str = "") -> None:
         super().__init__(
-            prog=prog, description=description, usage=f"{prog} [flags] {operand}".strip(), allow_abbrev=False,
-            formatter_class=_formatter, add_help=False,
+            prog=prog, description=description, usage=" ".join(filter(None, (prog, operand, "[flags]"))),
+            allow_abbrev=False, formatter_class=_formatter, add_help=False,
         )  # fmt: skip
         self.flags: dict[str, Flag] = {}
         self.add_argument("-h", "--help", action="help", help="show this help")
@@ -52,9 +52,23 @@ class FlagParser(argparse.ArgumentParser):
         if unknown:
             raise ConfigError(f"unexpected argument {unknown[0]!r}; see {self.prog} --help")
         options = vars(namespace)
+        if "model" in options and options["model"] is None and model is None:
+            self._check_swallowed(tokens)
         if model is not None and options.get("model") is None:
             options["model"] = model
         return options
+
+    def _check_swallowed(self, tokens: list[str]) -> None:
+        """`serve --api-key KEY CHECKPOINT` would serve the default model, with the checkpoint's path as a key."""
+        last = next((t for t in reversed(tokens) if t.startswith("--")), "").removeprefix("--")
+        flag = self.flags.get(last)  # with "=" in it, it takes nothing from what follows
+        if (
+            flag is not None
+            and flag.plural
+            and len(tokens) - tokens.index(f"--{last}") > 2
+            and Path(tokens[-1]).is_dir()
+        ):
+            raise ConfigError(f"{tokens[-1]} was read as a value of --{last}: put the model before --{last}")
 
     def refusal(self, flag: str) -> str:
         """Why `flag` (with its dashes) is not accepted, and what is."""
@@ -84,7 +98,9 @@ class FlagParser(argparse.ArgumentParser):
             name = str(key).replace("_", "-").removeprefix("--")
             if name == "model":
                 model = str(value)
-            elif name not in self.flags or name == "config":
+            elif name == "config":
+                raise ConfigError(f"{path}: one file cannot name another with config")
+            elif name not in self.flags:
                 raise ConfigError(f"{path}: {self.refusal('--' + name)}")
             else:
                 tokens += _tokens_of_value(self.flags[name], value, path)

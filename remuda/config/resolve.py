@@ -11,6 +11,7 @@ from remuda.config.model import ModelConfig
 from remuda.protocol.errors import ConfigError
 
 MAX_STAGES_AHEAD = 64
+MAX_THREADS = 1024
 PartitionLayers = Callable[[ModelConfig, int, int], tuple[int, ...]]
 """(model, tensor_parallel_size, pipeline_parallel_size) -> layers per stage; the planner has one by costs."""
 
@@ -142,11 +143,11 @@ def _device(options: Mapping[str, Any]) -> str:
 
 def _threads_per_rank(options: Mapping[str, Any]) -> int:
     """As told by the flag or by OMP_NUM_THREADS; 0 lets every node deal its cores to its ranks."""
-    threads: int = options["threads_per_rank"]
-    if threads < 0:
-        raise ConfigError("--threads-per-rank must not be negative")
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return threads or (int(told) if told.isdecimal() else 0)
+    threads: int = options["threads_per_rank"] or (int(told) if told.isdecimal() else 0)
+    if not 0 <= threads <= MAX_THREADS:  # torch dies of far more
+        raise ConfigError(f"--threads-per-rank (or OMP_NUM_THREADS) must be 0 to {MAX_THREADS}, not {threads}")
+    return threads
 
 
 def describe(config: EngineConfig) -> str:

@@ -13,7 +13,7 @@ from remuda.engine.kv.manager import NEVER
 from remuda.engine.ports import Executor
 from remuda.engine.scheduler import ScheduledStep, Scheduler
 from remuda.engine.sequence import NON_FINITE, Sequence, Status
-from remuda.protocol.errors import InvalidRequest
+from remuda.protocol.errors import InvalidRequest, ReplicaDied
 from remuda.protocol.request import (
     EngineRequest,
     EngineStats,
@@ -59,6 +59,7 @@ class EngineCore:
         self._prompt_tokens = 0
         self._generated_tokens = 0
         self._stats_due_s = 0.0
+        self._cut_off = False  # a step ended halfway: what is scheduled and what the ranks know no longer agree
 
     # -------------------------------------------------------------------------------------------- the loop
 
@@ -72,6 +73,8 @@ class EngineCore:
 
         With `block`, wait for a result if some step is in flight.
         """
+        if self._cut_off:
+            raise ReplicaDied("the engine was closed, or a step of it was cut off: start it again")
         self._launch()
         results = self.executor.poll()
         if block and self._in_flight and not results:
@@ -90,13 +93,17 @@ class EngineCore:
 
     def _launch(self) -> None:
         """Have as many plans in flight as the pipeline takes."""
-        while len(self._in_flight) < self._depth:
-            scheduled = self.scheduler.schedule()
-            if scheduled is None:
-                assert self._in_flight or not self._sequences, "the scheduler is stuck"
-                return
-            self._in_flight.append(scheduled)
-            self.executor.submit(scheduled.plan)
+        try:
+            while len(self._in_flight) < self._depth:
+                scheduled = self.scheduler.schedule()
+                if scheduled is None:
+                    assert self._in_flight or not self._sequences, "the scheduler is stuck"
+                    return
+                self._in_flight.append(scheduled)
+                self.executor.submit(scheduled.plan)
+        except BaseException:
+            self._cut_off = True
+            raise
 
     def _wait(self) -> None:
         descriptors = self.executor.filenos()
@@ -248,6 +255,7 @@ class EngineCore:
 
     def shutdown(self) -> None:
         """End every rank. Idempotent."""
+        self._cut_off = True
         self.executor.shutdown()
 
 

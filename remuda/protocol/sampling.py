@@ -48,6 +48,13 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     eos_token_ids: list[int] = []
     bad_words_token_ids: list[list[int]] = []
 
+    def __post_init__(self) -> None:
+        for name in ("stop", "bad_words"):
+            value = getattr(self, name)
+            if not isinstance(value, list):  # one text, or None, as vLLM takes them
+                single = isinstance(value, str)
+                msgspec.structs.force_setattr(self, name, [value] if single else list(value or ()))
+
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0

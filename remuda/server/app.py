@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -53,6 +54,10 @@ class App:
             await self._answer(exchange)
         except ClientGone:
             pass
+        except asyncio.CancelledError:  # uvicorn's drain has run out of patience: its log would show a traceback
+            await self._fail(
+                exchange, ShuttingDown("the server is shutting down and this request did not get anywhere")
+            )
         except RemudaError as error:
             await self._fail(exchange, error)
         except Exception:

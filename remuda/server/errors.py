@@ -21,6 +21,11 @@ class BodyTooLarge(RemudaError):
     kind = "invalid_request_error"
 
 
+class BodyTooSlow(RemudaError):
+    http_status = 408
+    kind = "invalid_request_error"
+
+
 def error_body(error: RemudaError) -> bytes:
     return msgspec.json.encode(
         {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}

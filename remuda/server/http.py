@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from remuda.protocol.errors import InvalidRequest
-from remuda.server.errors import BodyTooLarge, Headers, from_validation
+from remuda.server.errors import BodyTooLarge, BodyTooSlow, Headers, from_validation
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -17,6 +17,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 JSON = (b"content-type", b"application/json")
+BODY_GAP_S = 30.0  # longest wait for the next piece of a body: nobody may hold a connection by sending half of one
 T = TypeVar("T")
 
 
@@ -52,14 +53,18 @@ class Exchange:
         return next((value for key, value in self.scope["headers"] if key == name), None)
 
     async def body(self, limit: int) -> bytes:
-        """The whole request body. Raises BodyTooLarge, and ClientGone if it never comes."""
+        """The whole request body. Raises BodyTooLarge, BodyTooSlow, and ClientGone if it never comes."""
         announced = self.header(b"content-length")
         if announced is not None and announced.isdigit() and int(announced) > limit:
             raise BodyTooLarge(f"the request body exceeds {limit} bytes")
         parts: list[bytes] = []
         size = 0
         while True:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout(BODY_GAP_S):
+                    message = await self._receive()
+            except TimeoutError:
+                raise BodyTooSlow(f"nothing of the request body came for {BODY_GAP_S:g} s") from None
             if message["type"] == "http.disconnect":
                 raise ClientGone
             part = message.get("body", b"")

@@ -106,13 +106,23 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
 
-def _uvicorn_config(config: ServerConfig, app: App) -> uvicorn.Config:
+def _check_tls(config: ServerConfig) -> None:
     for name in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"):
         path = getattr(config, name)
         if path is not None and not os.access(path, os.R_OK):
             raise ConfigError(f"--{name.replace('_', '-')} {path} cannot be read")
-    if config.ssl_keyfile and not config.ssl_certfile:
-        raise ConfigError("--ssl-keyfile needs --ssl-certfile")
+        if path is not None and config.ssl_certfile is None:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} needs --ssl-certfile: without it the server speaks plain HTTP"
+            )
+    if config.ssl_cert_reqs not in (ssl.CERT_NONE, ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED):
+        raise ConfigError(f"--ssl-cert-reqs must be 0, 1 or 2, not {config.ssl_cert_reqs}")
+    if config.ssl_cert_reqs and config.ssl_ca_certs is None:
+        raise ConfigError("--ssl-cert-reqs needs --ssl-ca-certs: nothing would tell which clients to trust")
+
+
+def _uvicorn_config(config: ServerConfig, app: App) -> uvicorn.Config:
+    _check_tls(config)
     result = uvicorn.Config(
         app,
         http=BoundedConnection,

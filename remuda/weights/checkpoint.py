@@ -113,6 +113,9 @@ class Checkpoint:
             except CheckpointError:
                 os.close(descriptor)
                 raise
+            except OSError as error:  # a directory opens, but does not read
+                os.close(descriptor)
+                raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
             self._open[file] = (descriptor, header, data_start)
         return self._open[file]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from remuda.cli.bench.datasets import from_file
 from remuda.cli.bench.metrics import RequestRecord, parse_goodput, percentile, summarize
 from remuda.cli.chat import data_url
 from remuda.protocol.errors import ConfigError
@@ -47,9 +48,19 @@ def test_every_command_explains_itself_without_torch(command: str) -> None:
         (["serve", "/nowhere"], "/nowhere"),
         (["bench", "speed"], "throughput, latency, serve"),
         (["bench", "serve", "--goodput", "speed:3"], "ttft:MS"),
+        (["bench", "serve", "--request-rate", "0"], "--request-rate: '0' is not a number above 0"),
+        (["bench", "serve", "--burstiness", "nan"], "--burstiness"),
+        (["bench", "serve", "--num-warmups", "-1"], "--num-warmups"),
+        (["bench", "serve", "--random-range-ratio", "2"], "--random-range-ratio"),
+        (
+            ["bench", "serve", "--save-result", "--result-filename", "/nowhere/r.json"],
+            "cannot write to /nowhere/r.json",
+        ),
         (["bench", "serve", "--base-url", "http://127.0.0.1:9"], "cannot reach 127.0.0.1:9"),
         (["chat", "--base-url", "http://127.0.0.1:9"], "no server answers"),
         (["generate"], "no prompt"),
+        (["make-tiny", "/proc/self/nowhere"], "cannot write to /proc/self/nowhere"),
+        (["make-tiny", __file__], "Not a directory"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_1(argv: list[str], expected: str) -> None:
@@ -59,12 +70,48 @@ def test_a_mistake_is_one_line_and_exit_code_1(argv: list[str], expected: str) -
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_full_disk_is_one_line(tiny_maverick: Path) -> None:
+    command = [sys.executable, "-m", "remuda", "generate", str(tiny_maverick), "--prompt", "a", "--max-tokens", "2",
+               "--max-model-len", "64", "--native-kernels", "off"]  # fmt: skip
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_dataset_with_a_senseless_length_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "output_tokens": "many"}\n')
+    with pytest.raises(ConfigError, match="output_tokens must be a whole number"):
+        from_file(tmp_path / "rows.jsonl", 1, 4, 0)
+
+
 def test_a_taken_port_fails_before_anything_is_loaded(tiny_maverick: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = remuda("serve", str(tiny_maverick), "--host", "127.0.0.1", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 1
     assert "Choose another --host or --port" in done.stderr.strip().splitlines()[-1]
     assert "handshake" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--ssl-certfile", "/nowhere.pem"], "--ssl-certfile /nowhere.pem cannot be read"),
+        (["--ssl-keyfile", __file__], "--ssl-keyfile needs --ssl-certfile"),
+        (["--ssl-ca-certs", __file__], "--ssl-ca-certs needs --ssl-certfile"),
+        (["--ssl-cert-reqs", "7"], "--ssl-cert-reqs must be 0, 1 or 2"),
+        (["--ssl-cert-reqs", "2"], "--ssl-cert-reqs needs --ssl-ca-certs"),
+        (["--chat-template", "{% broken"], "--chat-template is not valid Jinja"),
+        (["--allowed-local-media-path", "/nowhere"], "--allowed-local-media-path /nowhere is no directory"),
+    ],
+)
+def test_a_server_that_cannot_work_says_so_before_it_has_read_the_weights(
+    tiny_maverick: Path, flags: list[str], expected: str
+) -> None:
+    done = remuda("serve", str(tiny_maverick), "--host", "127.0.0.1", "--port", "0", "--native-kernels", "off", *flags)
+    assert done.returncode == 1
+    assert expected in done.stderr.strip().splitlines()[-1]
+    assert "ready after" not in done.stderr
 
 
 def test_make_tiny_refuses_a_full_directory(tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ def test_a_vllm_flag_without_support_is_refused_with_its_reason(name: str) -> No
         ["--kv-cache-memory-bytes", "-4G"],
         ["--port", "70000"],
         ["--scheduling-policy", "random"],
+        ["--startup-timeout", "nan"],
+        ["--distributed-timeout-seconds", "1e300"],
+        ["--shutdown-timeout", "-1"],
         ["--tensor-parallel-size"],
     ],
 )
@@ -99,7 +102,7 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         ("a: [", "is no YAML"),
         ("enable-prefix-caching: 3", "must be true or false"),
         ("port: {a: 1}", "port cannot be"),
-        ("config: other.yaml", "config"),
+        ("config: other.yaml", "one file cannot name another"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
@@ -109,6 +112,13 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, expected: str) -> None
 def test_a_missing_file_is_refused() -> None:
     assert "nowhere.yaml" in refused("--config", "nowhere.yaml")
     assert "--config needs a file" in refused("--config")
+
+
+def test_a_model_is_not_taken_for_a_second_key(tmp_path: Path) -> None:
+    assert "put the model before --api-key" in refused("--port", "1", "--api-key", "secret", str(tmp_path))
+    assert parser().read([str(tmp_path), "--api-key", "secret", "more"])["api_key"] == ["secret", "more"]
+    assert parser().read(["--api-key", "secret", "--port", "1", str(tmp_path)])["model"] == str(tmp_path)
+    assert parser().read(["--api-key=secret", str(tmp_path)])["model"] == str(tmp_path)
 
 
 def test_keywords_are_the_same_flags() -> None:

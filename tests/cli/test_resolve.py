@@ -87,6 +87,17 @@ def test_explicit_stage_boundaries(model: Path) -> None:
         ({"async_scheduling": False, "steps_in_flight": 5}, "contradicts"),
         ({"dtype": "half"}, "float16"),
         ({"threads_per_rank": -1}, "--threads-per-rank"),
+        ({"threads_per_rank": 10**8}, "0 to 1024"),
+        ({"num_gpu_blocks_override": 10**12}, "--num-gpu-blocks-override: the KV caches"),
+        (
+            {
+                "kv_cache_memory_bytes": 1 << 60,
+                "max_model_len": 8192,
+                "max_num_seqs": 10**6,
+                "max_num_batched_tokens": 10**6,
+            },
+            "--kv-cache-memory-bytes: the KV caches",
+        ),
         ({"long_prefill_token_threshold": -1}, "negative"),
     ],
 )

@@ -86,3 +86,16 @@ def judge(got: dict[str, Any], expected: dict[str, dict[str, Any]]) -> Verdict:
     differences.sort()
     p99 = differences[int(0.99 * (len(differences) - 1))]
     return Verdict(wrong, differences[-1], p99, sum(differences) / len(differences))
+
+
+def faults(case: Case, verdicts: list[Verdict], stats: Any) -> list[str]:
+    """What of the kit's demands a float32 run missed, and whether the engine did what the case is about."""
+    missed = [line for v in verdicts for line in v.wrong]
+    checks = (
+        (max(v.largest for v in verdicts) <= MAX_LOGPROB_DIFFERENCE, "a log-probability is too far off"),
+        (max(v.mean for v in verdicts) <= MEAN_LOGPROB_DIFFERENCE, "log-probabilities are too far off on average"),
+        (stats.kv_pages_used == 0, f"{stats.kv_pages_used} KV pages are still allocated"),
+        (not case.starve_cache or stats.preemptions > 0, "nothing was preempted"),
+        (not case.prefix_cache or case.starve_cache or stats.prefix_hits_tokens > 0, "the prefix cache was never hit"),
+    )
+    return missed + [text for holds, text in checks if not holds]

@@ -10,9 +10,12 @@ import sys
 import sysconfig
 import urllib.request
 import zipfile
+from email.parser import Parser
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.e2e.server import free_port, wait_until
 
@@ -41,19 +44,39 @@ def test_the_wheel_is_pure_and_holds_the_kernels_sources(wheel: Path) -> None:
     assert wheel.stat().st_size < 60 << 20
 
 
-def empty_environment(folder: Path) -> Path:
-    """A virtual environment that sees the dependencies of this one, but not this repository."""
+def closure(requirements: list[str], extra: str = "") -> set[str]:
+    """Names of the installed distributions that `requirements` ask for, and that those ask for in turn."""
+    found: set[str] = set()
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            found |= {requirement.name} | closure(distribution(requirement.name).requires or [])
+            for wanted in requirement.extras:
+                found |= closure(distribution(requirement.name).requires or [], wanted)
+    return found
+
+
+def empty_environment(folder: Path, wheel: Path) -> Path:
+    """A virtual environment with what the wheel declares and nothing else: no test dependency fills a gap."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     show = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.strip()
-    # As a path entry, the folder's own .pth files (an editable install's) are not read.
-    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    with zipfile.ZipFile(wheel) as file:
+        (metadata,) = [name for name in file.namelist() if name.endswith(".dist-info/METADATA")]
+        declared = Parser().parsestr(file.read(metadata).decode()).get_all("Requires-Dist", [])
+    for name in closure(declared):
+        files = distribution(name).files or []
+        for top in {path.parts[0] for path in files} - {"..", "__pycache__"}:
+            link = Path(site, top)
+            if not link.exists():  # parts of one namespace may come from several distributions
+                link.symlink_to(Path(sysconfig.get_path("purelib"), top))
     return python
 
 
 def test_it_serves_from_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
-    python = empty_environment(tmp_path / "venv")
+    python = empty_environment(tmp_path / "venv", wheel)
+    missing = subprocess.run([python, "-c", "import pytest"], capture_output=True)
+    assert missing.returncode != 0, "the environment is not empty"
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*install, "--ignore-installed", str(wheel)], check=True)
     remuda = python.with_name("remuda")

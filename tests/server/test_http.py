@@ -315,6 +315,31 @@ def test_the_drain_timeout_ends_what_is_left_with_a_503(serve: Serve) -> None:
     assert not server.is_alive()
 
 
+def half_request(server: RunningServer) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    connection.sendall(b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"prompt')
+    return connection
+
+
+def test_half_a_body_does_not_hold_a_connection_for_ever(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remuda.server.http.BODY_GAP_S", 0.05)
+    with half_request(server) as connection:
+        assert b" 408 " in connection.recv(100)
+
+
+def test_half_a_body_does_not_outlast_the_drain(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve(drain_timeout_s=0.2)
+    with half_request(server) as connection:
+        server.http.get("/health")  # by now the half request is in its handler: it came first
+        server.sigterm()
+        assert b" 503 " in connection.recv(100)
+    server.join(20)
+    assert not server.is_alive()
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("message", "expected"), [("rank 3 on node 1 died: out of memory", "out of memory"), (None, "exit code -9")]
 )

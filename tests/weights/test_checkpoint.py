@@ -58,6 +58,12 @@ def test_a_missing_file(sharded: Path) -> None:
     assert "one.safetensors cannot be opened: No such file" in refusal(sharded, parameter("a", 4, 6))
 
 
+def test_a_directory_in_a_files_place(sharded: Path) -> None:
+    (sharded / "one.safetensors").unlink()
+    (sharded / "one.safetensors").mkdir()
+    assert "one.safetensors cannot be read: Is a directory" in refusal(sharded, parameter("a", 4, 6))
+
+
 @pytest.mark.parametrize("keep", [0, 5, 40, -1])
 def test_a_truncated_file(sharded: Path, keep: int) -> None:
     file = sharded / "one.safetensors"

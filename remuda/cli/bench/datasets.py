@@ -76,7 +76,10 @@ def _sample_of(row: Any, output_tokens: int) -> Sample | None:
     if not isinstance(row, dict):
         return None
     if isinstance(row.get("prompt"), str):
-        return Sample(row["prompt"], int(row.get("output_tokens", output_tokens)))
+        wanted = row.get("output_tokens", output_tokens)
+        if type(wanted) is not int or wanted < 1:
+            raise ConfigError(f"--dataset-path: output_tokens must be a whole number of at least 1, not {wanted!r:.40}")
+        return Sample(row["prompt"], wanted)
     turns = row.get("conversations")
     if isinstance(turns, list) and turns and isinstance(turns[0], dict) and isinstance(turns[0].get("value"), str):
         return Sample(turns[0]["value"], output_tokens)

@@ -17,6 +17,17 @@ LATENCIES = {
 }
 
 
+def check_writable(path: str | None) -> None:
+    """Before anything is measured: an hour of load must not end in "permission denied". An earlier result stays."""
+    if path is None:
+        return
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write to {path}: {error.strerror}") from error
+
+
 @dataclass
 class RequestRecord:
     """Clock readings of one request, in seconds of one monotonic clock."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from remuda.cli.bench.datasets import from_file, random_ids
-from remuda.cli.bench.metrics import percentile
-from remuda.config.arguments import OFFLINE_FLAGS, Flag, FlagGroup, count
+from remuda.cli.bench.metrics import check_writable, percentile
+from remuda.config.arguments import OFFLINE_FLAGS, Flag, FlagGroup, count, share, whole
 from remuda.config.parser import FlagParser
 
 RESULT = FlagGroup(
@@ -27,7 +27,7 @@ THROUGHPUT = FlagGroup(
         Flag("num-prompts", "prompts in all", count, 100, metavar="N"),
         Flag("input-len", "tokens of a random prompt", count, 256, metavar="TOKENS"),
         Flag("output-len", "tokens made for each", count, 128, metavar="TOKENS"),
-        Flag("random-range-ratio", "lengths vary by this share", float, 0.0, metavar="RATIO"),
+        Flag("random-range-ratio", "lengths vary by this share", share, 0.0, metavar="RATIO"),
         Flag(
             "dataset-path", 'JSON lines with "prompt", or a ShareGPT-like list; default: random prompts', metavar="FILE"
         ),
@@ -39,7 +39,7 @@ LATENCY = FlagGroup(
         Flag("batch-size", "prompts run together", count, 8, metavar="N"),
         Flag("input-len", "tokens of a prompt", count, 32, metavar="TOKENS"),
         Flag("output-len", "tokens made for each", count, 128, metavar="TOKENS"),
-        Flag("num-iters-warmup", "batches before the clock starts", int, 2, metavar="N"),
+        Flag("num-iters-warmup", "batches before the clock starts", whole, 2, metavar="N"),
         Flag("num-iters", "batches measured", count, 10, metavar="N"),
     ),
 )
@@ -66,6 +66,7 @@ def _run(
     from remuda.llm import LLM
 
     engine = {flag.key: options[flag.key] for group in OFFLINE_FLAGS for flag in group.flags}
+    check_writable(options["output_json"])
     with LLM(options["model"], **engine) as llm:
         figures = measure(llm, options)
     if options["json"]:

@@ -14,8 +14,8 @@ import msgspec
 
 from remuda.cli.bench.client import Client, HttpError
 from remuda.cli.bench.datasets import Sample, from_file, random_texts
-from remuda.cli.bench.metrics import RequestRecord, parse_goodput, summarize, table
-from remuda.config.arguments import Flag, FlagGroup, count
+from remuda.cli.bench.metrics import RequestRecord, check_writable, parse_goodput, summarize, table
+from remuda.config.arguments import Flag, FlagGroup, count, positive, share, whole
 from remuda.config.locate import find_model
 from remuda.config.parser import FlagParser
 from remuda.protocol.errors import ConfigError
@@ -35,10 +35,10 @@ FLAGS = (
         "load",
         (
             Flag("num-prompts", "requests to make", count, 200, metavar="N"),
-            Flag("request-rate", "arrivals per second; inf: all at once", float, float("inf"), metavar="RATE"),
-            Flag("burstiness", "1: Poisson; below: burstier; above: more even", float, 1.0, metavar="SHAPE"),
+            Flag("request-rate", "arrivals per second; inf: all at once", positive, float("inf"), metavar="RATE"),
+            Flag("burstiness", "1: Poisson; below: burstier; above: more even", positive, 1.0, metavar="SHAPE"),
             Flag("max-concurrency", "most requests open at once", count, metavar="N"),
-            Flag("num-warmups", "requests before the clock starts", int, 0, metavar="N"),
+            Flag("num-warmups", "requests before the clock starts", whole, 0, metavar="N"),
             Flag("seed", "seed of prompts and arrivals", int, 0),
         ),
     ),
@@ -52,7 +52,7 @@ FLAGS = (
             Flag("random-input-len", "tokens of a random prompt", count, 1024, metavar="TOKENS"),
             Flag("random-output-len", "tokens to ask for", count, 128,
                  metavar="TOKENS"),
-            Flag("random-range-ratio", "lengths vary by this share", float, 0.0, metavar="RATIO"),
+            Flag("random-range-ratio", "lengths vary by this share", share, 0.0, metavar="RATIO"),
             Flag("ignore-eos", "make exactly as many tokens as asked for", bool, False),
             Flag("temperature", "sampling temperature; default: the server's", float),
         ),
@@ -74,6 +74,7 @@ def run(argv: Sequence[str]) -> int:
     options = FlagParser("remuda bench serve", "Load an OpenAI-compatible server and report latencies.", FLAGS).read(
         argv
     )
+    check_writable(options["result_filename"] if options["save_result"] else None)
     figures = asyncio.run(Load(options).measure())
     print(json.dumps(figures) if options["json"] else table(figures))
     if options["save_result"]:
