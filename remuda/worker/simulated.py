@@ -19,7 +19,7 @@ from remuda.layers.batch import ForwardBatch
 from remuda.models.interfaces import Completion, Model, SupportsImages, SupportsPP
 from remuda.weights.loader import LoadReport, Progress
 
-_SPIN_S = 150e-6  # a sleeping process wakes up to this late; the last stretch is spent awake
+_SPIN_S = 100e-6  # a sleeping process wakes up to this late; the last stretch is spent awake
 
 
 class _At(Completion):
