@@ -77,8 +77,8 @@ ALWAYS_INLINE void few_rows_panels(const packed_weight *w, row_view x, const int
             for (int pair = 0; pair < TILE; pair++) {
                 __m512bh weights[2][2];
                 for (int i = 0; i < 2; i++) {
-                    const bf16 *at = parts[i] + tile * 2 * TILE_SIZE + pair * 64;
-                    for (int block = 0; block < 2; block++, at += 32) {
+                    const bf16 *at = parts[i] + tile * 2 * TILE_SIZE + pair * PAIR_STEP;
+                    for (int block = 0; block < 2; block++, at += BLOCK_STEP) {
                         if (!fp8) _mm_prefetch((const char *)at + AHEAD_OF_EACH, _MM_HINT_T0);
                         weights[i][block] = (__m512bh)_mm512_loadu_si512(at);
                     }
@@ -167,12 +167,13 @@ ALWAYS_INLINE void many_rows(const packed_weight *w, row_view x, int64_t m, int6
     const fp8_tables tables = load_fp8_tables();
     const int64_t pairs = ceil_div(m, 2 * TILE), passes = ceil_div(m, ROWS_PER_PASS);
     const bool streams = pairs <= 2;
+    const int64_t k_step = passes > 1 || fp8 ? K_BLOCK : w->k_tiles;
     const int64_t together = streams ? 1 : last - first; /* panels */
     float *sums = scratch(SCRATCH_TASK, 4096 * (size_t)(pairs * together));
     tiles_begin();
     for (int64_t group = first; group < last; group += together) {
-        for (int64_t k = 0; k < w->k_tiles; k += K_BLOCK) {
-            const int64_t tiles = min_i64(K_BLOCK, w->k_tiles - k);
+        for (int64_t k = 0; k < w->k_tiles; k += k_step) {
+            const int64_t tiles = min_i64(k_step, w->k_tiles - k);
             for (int64_t panel = group; panel < group + together; panel++) {
                 const bf16 *part = read_panel(w, panel, k, tiles, fp8, &tables, widened);
                 /* every pass fetches its share; the more of them, the more of a part's lines are still being fetched */

@@ -4,8 +4,8 @@
 
 #include "common.h"
 
-/* A packed weight [N, K]: N in panels of 32 columns, each panel [K / 2][2 blocks][16 columns][2] values: everything is read in one
- * sequence, and 32 values of K of a block are one tile (16 rows of 64 bytes, 128 apart). K is padded with
+/* A packed weight [N, K]: N in panels of 32 columns, each panel [K / 32] times the lines of two
+ * blocks of columns as tiles.h has them, so that the 32 values of K of a block are one tile (16 lines of 64 bytes). K is padded with
  * zeros to a multiple of 32, N to a multiple of 32. A gated weight alternates blocks of gate and of up columns; its product has N / 2 columns. */
 typedef struct {
     const uint8_t *data; /* bf16, or with `fp8` bytes of float8_e4m3fn in the order of fp8.h */

@@ -1,6 +1,7 @@
 /* Linear layers: packing a weight, and y = (x W^T) * scale + bias over all threads. */
 #include "gemm.h"
 #include "fp8.h"
+#include "tiles.h"
 
 /* ---------------------------------------------------------------- packing, once per weight */
 
@@ -25,7 +26,7 @@ static void pack_tile_rows(bf16 *target, const bf16 *source, int64_t row_step) {
     __m512i rows[TILE];
     for (int c = 0; c < TILE; c++) rows[c] = _mm512_loadu_si512(source + c * row_step);
     transpose_16x16(rows);
-    for (int pair = 0; pair < TILE; pair++) _mm512_storeu_si512(target + pair * 64, rows[pair]);
+    for (int pair = 0; pair < TILE; pair++) _mm512_storeu_si512(target + pair * PAIR_STEP, rows[pair]);
 }
 
 /* Source contiguous along n, whole tile: two inputs interleaved. */
@@ -33,7 +34,7 @@ static void pack_tile_columns(bf16 *target, const bf16 *source, int64_t column_s
     for (int pair = 0; pair < TILE; pair++) {
         const __m256i even = _mm256_loadu_si256((const __m256i *)(source + pair * 2 * column_step));
         const __m256i odd = _mm256_loadu_si256((const __m256i *)(source + (pair * 2 + 1) * column_step));
-        _mm512_storeu_si512(target + pair * 64, interleave(even, odd));
+        _mm512_storeu_si512(target + pair * PAIR_STEP, interleave(even, odd));
     }
 }
 
@@ -42,10 +43,10 @@ static void pack_tile_values(const pack_job *job, uint8_t *target, int64_t block
     for (int64_t c = 0; c < TILE; c++) {
         const int64_t n = source_column(block * TILE + c, job->n, job->gated);
         for (int64_t k = first_k; k < first_k + TILE_K; k++) {
-            const int64_t line = (k - first_k) / 2 * 64, at = block % 2 * 32 + c * 2 + k % 2;
+            const int64_t at = (k - first_k) / 2 * PAIR_STEP + block % 2 * BLOCK_STEP + c * 2 + k % 2;
             const int64_t from = n >= 0 && k < job->k ? n * job->row_step + k * job->column_step : -1;
-            if (job->fp8) target[line + fp8_place(at)] = from < 0 ? 0 : job->source[from];
-            else ((bf16 *)target)[line + at] = from < 0 ? 0 : ((const bf16 *)job->source)[from];
+            if (job->fp8) target[at / 64 * 64 + fp8_place(at % 64)] = from < 0 ? 0 : job->source[from];
+            else ((bf16 *)target)[at] = from < 0 ? 0 : ((const bf16 *)job->source)[from];
         }
     }
 }
@@ -59,8 +60,8 @@ static void pack_block(void *context, int64_t block) {
         uint8_t *target = job->target + (block / 2 * job->k_tiles + t) * 2 * bytes; /* both blocks of the panel */
         const bf16 *source = (const bf16 *)job->source + first * job->row_step + t * TILE_K * job->column_step;
         const bool whole = !job->fp8 && whole_columns && (t + 1) * TILE_K <= job->k;
-        if (whole && job->column_step == 1) pack_tile_rows((bf16 *)target + block % 2 * 32, source, job->row_step);
-        else if (whole && job->row_step == 1) pack_tile_columns((bf16 *)target + block % 2 * 32, source, job->column_step);
+        if (whole && job->column_step == 1) pack_tile_rows((bf16 *)target + block % 2 * BLOCK_STEP, source, job->row_step);
+        else if (whole && job->row_step == 1) pack_tile_columns((bf16 *)target + block % 2 * BLOCK_STEP, source, job->column_step);
         else pack_tile_values(job, target, block, t * TILE_K);
     }
 }

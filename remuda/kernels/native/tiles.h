@@ -13,7 +13,8 @@ typedef struct {
     int64_t row_step, tile_step;
 } row_tiles;
 
-/* One or two blocks of 16 columns: [pairs of inputs][blocks][16 columns][2], so that each pair of inputs is one or two lines. */
+/* One or two blocks of 16 columns. Of one block: [pairs of inputs][16 columns][2], a line of memory per pair. Of two: per 32
+ * inputs 32 such lines, those of a block PAIR_STEP apart, those of a pair BLOCK_STEP. */
 typedef const bf16 *column_tiles;
 
 /* What will be wanted soon, fetched a few lines at a time among the arithmetic. */

@@ -1,6 +1,8 @@
 /* Tiles in AMX registers: sums 0 to 3 (row tile x block), rows 4 and 5, columns 6 and 7. Included by tiles.h alone. */
 
 #define ROWS_PER_PASS 32
+#define PAIR_STEP 32          /* a tile's lines in sequence */
+#define BLOCK_STEP TILE_SIZE
 
 /* Own statements, not the compiler's intrinsics: gcc's do not tell it that they read or write memory. */
 #define tile_load(t, base, stride) \
@@ -45,8 +47,8 @@ ALWAYS_INLINE void multiply_tiles(row_tiles rows, const bool tall, column_tiles 
         if (fetch) fetch_lines_of(fetch);
         tile_load(4, rows.first + t * rows.tile_step, stride);
         if (tall) tile_load(5, rows.second + t * rows.tile_step, stride);
-        tile_load(6, columns, wide ? 128 : 64);
-        if (wide) tile_load(7, columns + 32, 128);
+        tile_load(6, columns, wide ? 2 * PAIR_STEP : 64);
+        if (wide) tile_load(7, columns + BLOCK_STEP, 2 * PAIR_STEP);
         columns += wide ? 2 * TILE_SIZE : TILE_SIZE;
         tile_dot(0, 4, 6);
         if (wide) tile_dot(1, 4, 7);

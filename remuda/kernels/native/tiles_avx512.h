@@ -2,6 +2,8 @@
  * by tiles.h alone. */
 
 #define ROWS_PER_PASS 8 /* over two blocks */
+#define PAIR_STEP 64    /* everything is read in one sequence */
+#define BLOCK_STEP 32
 
 ALWAYS_INLINE void tiles_begin(void) {}
 ALWAYS_INLINE void tiles_end(void) {}
@@ -19,8 +21,8 @@ ALWAYS_INLINE void multiply_rows(const bf16 *x, int64_t row_step, int64_t tile_s
         if (fetch) fetch_lines_of(fetch);
 #pragma GCC unroll 2
         for (int pair = 0; pair < TILE; pair++) {
-            const __m512bh a = (__m512bh)_mm512_loadu_si512(columns + pair * (wide ? 64 : 32));
-            const __m512bh b = wide ? (__m512bh)_mm512_loadu_si512(columns + pair * 64 + 32) : a;
+            const __m512bh a = (__m512bh)_mm512_loadu_si512(columns + pair * (wide ? PAIR_STEP : 32));
+            const __m512bh b = wide ? (__m512bh)_mm512_loadu_si512(columns + pair * PAIR_STEP + BLOCK_STEP) : a;
 #pragma GCC unroll 16
             for (int r = 0; r < count; r++) {
                 int32_t two;
