@@ -63,7 +63,7 @@ def test_greedy_answers_equal_those_of_transformers(llm: LLM) -> None:
 
         ids = prompt + reply.token_ids
         logprobs = reference_logits(reference, ids, pixels).log_softmax(-1)
-        positions = [*(result.prompt_logprobs or ())][1:] + [*(reply.logprobs or ())]
+        positions = [*(result.prompt_logprobs or ()), *(reply.logprobs or ())][1:]
         ours = [position[token].logprob for position, token in zip(positions, ids[1:], strict=True) if position]
         assert len(ours) == len(ids) - 1
         torch.testing.assert_close(
