@@ -1,4 +1,4 @@
-# `make serve` and `make test` do all the set-up; running either again installs nothing.
+# `make chat`, `make serve` and `make test` do all the set-up; running any again installs nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +6,11 @@ PORT ?= 8000
 WORKERS ?= 2
 TORCH := torch==2.13.0
 
-.PHONY: serve test lint format wheel clean
+.PHONY: chat serve test lint format wheel clean
 .DELETE_ON_ERROR:
+
+chat: $(VENV)/.installed
+	$(BIN)/remuda chat $(ARGS)
 
 serve: $(VENV)/.installed
 	$(BIN)/remuda serve --port $(PORT) $(ARGS)

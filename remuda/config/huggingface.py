@@ -304,15 +304,21 @@ def _image_tokens(root: Fields) -> ImageTokens:
 
 
 def _with_generation_config(config: ModelConfig, directory: Path) -> ModelConfig:
-    """End-of-sequence ids and sampling defaults of generation_config.json, where there is one."""
+    """End-of-sequence ids and sampling defaults of generation_config.json, where there is one.
+
+    `"do_sample": false` means greedy, whatever temperature stands beside it, as in transformers.
+    """
     path = directory / "generation_config.json"
     if not path.exists():
         return config
     generation = Fields(read_json(path), path)
+    defaults = {key: generation.get(key, float) for key in _SAMPLING_DEFAULTS if key in generation}
+    if not generation.get("do_sample", bool, True):
+        defaults["temperature"] = 0.0
     return msgspec.structs.replace(
         config,
         eos_token_ids=generation.ids("eos_token_id") or config.eos_token_ids,
-        generation_defaults={key: generation.get(key, float) for key in _SAMPLING_DEFAULTS if key in generation},
+        generation_defaults=defaults,
     )
 
 

@@ -103,6 +103,13 @@ def test_generation_config_overrides_end_of_sequence_and_sets_sampling(tmp_path:
     assert model.eos_token_ids == (7, 8) and model.generation_defaults == {"temperature": 0.6, "top_k": 50.0}
 
 
+def test_a_checkpoint_that_does_not_sample_is_greedy_by_default(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
+    assert read(tmp_path, LLAMA).generation_defaults == {"temperature": 0.0}
+    (tmp_path / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6}')
+    assert read(tmp_path, LLAMA).generation_defaults == {"temperature": 0.6}
+
+
 def test_max_tiles_come_from_the_preprocessor(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('{"max_patches": 4}')
     vision = read(tmp_path, MAVERICK).vision

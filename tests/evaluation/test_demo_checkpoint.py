@@ -16,10 +16,9 @@ from remuda.evaluation.problem import Problem
 from remuda.evaluation.scoring import is_right
 from remuda.evaluation.skills import SKILLS, held_out_problems
 from remuda.text.images import tile_image
-from tests.models.reference import load_reference
+from tests.models.reference import load_reference, reference_logits, transformers
 
 DEMO = Path(remuda.__file__).parent / "assets" / "demo"
-GREEDY = SamplingParams(temperature=0, max_tokens=100)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,9 @@ def llm() -> Iterator[LLM]:
         yield llm
 
 
-def answers(llm: LLM, problems: list[Problem]) -> list[remuda.llm.RequestResult]:
-    return llm.chat([drawn_messages(p.messages) for p in problems], GREEDY, use_tqdm=False)
+def answers(llm: LLM, problems: list[Problem], **sampling: int) -> list[remuda.llm.RequestResult]:
+    greedy = SamplingParams(temperature=0, max_tokens=100, **sampling)  # type: ignore[arg-type]
+    return llm.chat([drawn_messages(p.messages) for p in problems], greedy, use_tqdm=False)
 
 
 def without_tools(skill: str, count: int) -> list[Problem]:
@@ -38,23 +38,37 @@ def without_tools(skill: str, count: int) -> list[Problem]:
 
 
 def test_greedy_answers_equal_those_of_transformers(llm: LLM) -> None:
+    """So do the probabilities of all tokens: answers alone survive a wrong chunk size or a lost attention head."""
     problems = [problem for skill in SKILLS for problem in without_tools(skill, 1)]
-    problems += [next(p for p in held_out_problems("images", 60, seed=11) if p.variant == "wide")]
-    problems += [next(p for p in held_out_problems("recall", 60, seed=11) if p.variant == "2 chunks")]
-    reference = load_reference(DEMO)
-    for problem, result in zip(problems, answers(llm, problems), strict=True):
+    for skill, variant in ("images", "wide"), ("images", "compare"), ("recall", "2 chunks"), ("recall", "4 chunks"):
+        problems += [next(p for p in held_out_problems(skill, 60, seed=11) if p.variant == variant)]
+    tokenizer, reference = transformers.AutoTokenizer.from_pretrained(DEMO), load_reference(DEMO)
+    for problem, result in zip(problems, answers(llm, problems, logprobs=0, prompt_logprobs=0), strict=True):
         scenes = [part["scene"] for m in problem.messages if not isinstance(m["content"], str) for part in m["content"]
                   if part["type"] == "scene"]  # fmt: skip
-        pixels = {}
+        pixels, prompt, reply = None, result.prompt_token_ids, result.outputs[0]
         if scenes:
             tiles = torch.from_numpy(np.concatenate([tile_image(np.asarray(s.draw()), 112, 16).tiles for s in scenes]))
-            pixels["pixel_values"] = ((tiles.to(torch.bfloat16) * (1 / 255) - 0.5) / 0.5).float()
-        prompt = torch.tensor([result.prompt_token_ids])
+            pixels = ((tiles.to(torch.bfloat16) * (1 / 255) - 0.5) / 0.5).float()
+        else:
+            theirs = tokenizer.apply_chat_template(list(problem.messages), add_generation_prompt=True)
+            assert prompt == theirs["input_ids"]
         with torch.no_grad():
-            out = reference.generate(input_ids=prompt, do_sample=False, max_new_tokens=100, **pixels)
-        expected = out[0, prompt.shape[1] :].tolist()
-        ours = result.outputs[0].token_ids
-        assert ours == expected[: len(ours)] and len(expected) - len(ours) <= 1, problem.messages[-1]  # <|eot|>
+            images = {} if pixels is None else {"pixel_values": pixels}
+            out = reference.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=100, **images)
+        expected = out[0, len(prompt) :].tolist()
+        assert reply.token_ids == expected[: len(reply.token_ids)], problem.messages[-1]
+        assert len(expected) - len(reply.token_ids) <= 1  # <|eot|>
+        assert reply.text == tokenizer.decode(expected, skip_special_tokens=True)
+
+        ids = prompt + reply.token_ids
+        logprobs = reference_logits(reference, ids, pixels).log_softmax(-1)
+        positions = [*(result.prompt_logprobs or ()), *(reply.logprobs or ())][1:]
+        ours = [position[token].logprob for position, token in zip(positions, ids[1:], strict=True) if position]
+        assert len(ours) == len(ids) - 1
+        torch.testing.assert_close(
+            torch.tensor(ours), logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])], atol=2e-3, rtol=1e-3
+        )
 
 
 def test_every_skill_answers_nearly_all_right(llm: LLM) -> None:

@@ -1,0 +1,55 @@
+"""README's requests, pasted as they stand there into a shell or Python, get the answers that README shows."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server import serve
+
+ROOT = Path(__file__).resolve().parents[2]
+ANSWERS = {
+    "Sort these words": "apple, cherry, pear",
+    "What is where in the image?": "blue star top left, red circle center, green triangle bottom right",
+    "Set a timer": '{"name": "set_timer", "parameters": {"minutes": 25}}',
+    "What is 12 + 30?": "12 + 30 = 42",
+}
+
+
+def requests() -> list[tuple[str, str]]:
+    """(language, code) of each block that asks the server."""
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    return [(language, code) for language, code in blocks if "localhost:8000" in code]
+
+
+def answer(language: str, code: str, port: int) -> str:
+    code = code.replace("localhost:8000", f"127.0.0.1:{port}")
+    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-c", code]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    if language == "python":
+        return printed
+    if printed.startswith("data: "):
+        events = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("data: {")]
+        return "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
+    return str(json.loads(printed)["choices"][0]["message"]["content"])
+
+
+@pytest.mark.skipif(not shutil.which("curl") or not shutil.which("base64"), reason="README's requests use curl, base64")
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 2)])
+def test_requests_are_answered_as_shown(tmp_path: Path, tp: int, pp: int) -> None:
+    readme = (ROOT / "README.md").read_text()
+    layout = ["--tensor-parallel-size", str(tp), "--pipeline-parallel-size", str(pp)]
+    with serve(tmp_path / "log", *layout, "--kv-cache-memory-bytes", "64M", "--native-kernels", "off") as server:
+        asked = []
+        for language, code in requests():
+            question = next(question for question in ANSWERS if question in code)
+            assert answer(language, code, server.port) == ANSWERS[question]
+            asked.append(question)
+    assert asked == list(ANSWERS)
+    assert all(ANSWERS[question] in readme for question in asked[1:3])
