@@ -150,13 +150,19 @@ class RankProcess:
             if not launched:
                 worker.launch(step)
             following = self._prepare_meanwhile(worker, step, backlog)
-            launched = following is not None and worker.launches_first()
-            if following is not None and launched:
-                worker.launch(following)
+            launched = self._launch_first(worker, following)
             result = worker.finish(step)
+            launched = launched or self._launch_first(worker, following)
             if result is not None:
                 self._channel.send(result)
             step = following
+
+    def _launch_first(self, worker: Worker, following: Step | None) -> bool:
+        """Give the device a prepared step before the host does the rest of the one before, where that may be."""
+        if following is None or not worker.launches_first():
+            return False
+        worker.launch(following)
+        return True
 
     def _prepare_meanwhile(self, worker: Worker, step: Step, backlog: deque[object]) -> Step | None:
         """Spend the time until `step` is computed; on a CPU there is none."""
