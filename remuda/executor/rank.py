@@ -211,8 +211,11 @@ class _SchedAttr(ctypes.Structure):
 def _ask_for_short_slices(libc: ctypes.CDLL) -> None:
     """Run soon after each wake-up, for less time at once (sched_setattr(2); Linux before 6.12 ignores it).
 
-    Where ranks share cores, the one whose input has come must not wait for the end of another's slice.
+    Where ranks share cores, the one whose input has come must not wait for the end of another's slice. A policy that an
+    operator chose (chrt) stays.
     """
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        return
     attributes = _SchedAttr(size=ctypes.sizeof(_SchedAttr), nice=os.nice(0), runtime_ns=_SLICE_NS)
     libc.syscall(_SYS_SCHED_SETATTR, 0, ctypes.byref(attributes), 0)
 

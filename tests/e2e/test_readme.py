@@ -23,9 +23,12 @@ ANSWERS = {
 
 
 def requests() -> list[tuple[str, str]]:
-    """(language, code) of each block that asks the server."""
+    """(language, code) of each block that asks the server, without a shell's where its tools are not installed."""
+    shell = shutil.which("curl") and shutil.which("base64")
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    return [(language, code) for language, code in blocks if "localhost:8000" in code]
+    return [
+        (language, code) for language, code in blocks if "localhost:8000" in code and (shell or language == "python")
+    ]
 
 
 def answer(language: str, code: str, port: int) -> str:
@@ -40,7 +43,6 @@ def answer(language: str, code: str, port: int) -> str:
     return str(json.loads(printed)["choices"][0]["message"]["content"])
 
 
-@pytest.mark.skipif(not shutil.which("curl") or not shutil.which("base64"), reason="README's requests use curl, base64")
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 2)])
 def test_requests_are_answered_as_shown(tmp_path: Path, tp: int, pp: int) -> None:
     readme = (ROOT / "README.md").read_text()
@@ -51,5 +53,5 @@ def test_requests_are_answered_as_shown(tmp_path: Path, tp: int, pp: int) -> Non
             question = next(question for question in ANSWERS if question in code)
             assert answer(language, code, server.port) == ANSWERS[question]
             asked.append(question)
-    assert asked == list(ANSWERS)
-    assert all(ANSWERS[question] in readme for question in asked[1:3])
+    assert asked in (list(ANSWERS), list(ANSWERS)[3:])  # with curl, and without
+    assert all(ANSWERS[question] in readme for question in list(ANSWERS)[1:3])

@@ -1,4 +1,4 @@
-/* Products of bf16 rows with packed weights: one stream of dot products for up to four rows, tiles for more. */
+/* Products of bf16 rows with packed weights: two streams of dot products for up to four rows, tiles for more. */
 #include "gemm.h"
 #include "fp8.h"
 #include "tiles.h"

@@ -1,7 +1,8 @@
 /* The product that all work on many rows is made of: tiles of 16 rows x 32 inputs, times blocks of 16 packed columns.
  *
  * Two forms, chosen when the library is built: AMX where the processor has it (REMUDA_AMX), else AVX-512 dot products with the
- * sums in registers. Both read the same layouts, so nothing else knows which one serves. */
+ * sums in registers. Each says in PAIR_STEP, BLOCK_STEP and ROWS_PER_PASS how it wants weights packed and passes cut; nothing
+ * else knows which one serves. */
 #ifndef REMUDA_TILES_H
 #define REMUDA_TILES_H
 
