@@ -9,6 +9,7 @@ import platform
 import select
 import signal
 import socket
+import time
 import traceback
 from collections import deque
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}.get(platform.machine(), -1)
 _SLICE_NS = 100_000  # the shortest there is
 _STOP_TOGETHER_S = 2.0
 _LAST_LOOK_S = 300e-6  # before a device is done, its host stops looking for new plans
+_QUIET_S = 2e-3  # at most so long after a launch its host leaves the cores to others
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class RankProcess:
         device = torch.device(self._config.device)
         return connect_groups(self._topology, self._place.rendezvous, model.hidden_size, compute_dtype(model), device)
 
+    @torch.inference_mode()  # entered once, not at every part of a step
     def _serve(self, worker: Worker) -> None:
         """Plans in order. Whatever has arrived is announced before the next plan runs, so that receives wait early."""
         backlog: deque[object] = deque()
@@ -165,8 +168,14 @@ class RankProcess:
         return True
 
     def _prepare_meanwhile(self, worker: Worker, step: Step, backlog: deque[object]) -> Step | None:
-        """Spend the time until `step` is computed; on a CPU there is none."""
+        """Spend the time until `step` is computed; on a CPU there is none.
+
+        The ranks of a host end their steps at about the same time. What can wait for the middle of a step must not take
+        a core from a rank that has something to pass on.
+        """
         following: Step | None = None
+        if (remaining_s := worker.remaining_s(step)) > 2 * _LAST_LOOK_S:
+            time.sleep(min(_QUIET_S, remaining_s / 2))
         while not backlog and (remaining_s := worker.remaining_s(step)) > _LAST_LOOK_S:
             self._take_in(worker, backlog, remaining_s - _LAST_LOOK_S)
         if backlog and isinstance(plan := backlog[0], StepPlan) and worker.may_overlap(step, plan):

@@ -74,6 +74,17 @@ class _Outbox:
         self._sock.close()
 
 
+class _Posted:
+    """A receive to come: made ready when it is announced, since little else happens then."""
+
+    __slots__ = ("step", "view", "x")
+
+    def __init__(self, step: int, x: torch.Tensor) -> None:
+        self.step = step
+        self.x = x
+        self.view = _bytes_of(x)
+
+
 class SocketLink:
     """See PipelineLink (`p2p.py`). `connect` builds it."""
 
@@ -84,13 +95,13 @@ class SocketLink:
         self._outboxes = [_Outbox(sock) for sock in outbound]
         self._hidden_size = hidden_size
         self._dtype = dtype
-        self._posted: deque[tuple[int, int]] = deque()  # (step, count), oldest first
+        self._posted: deque[_Posted] = deque()  # oldest first
 
     def post_hidden(self, tokens: int, step: int) -> None:
-        self._posted.append((step, tokens))
+        self._posted.append(_Posted(step, torch.empty(tokens, self._hidden_size, dtype=self._dtype)))
 
     def receive_hidden(self, step: int) -> torch.Tensor:
-        return self._receive(torch.empty(self._next(step), self._hidden_size, dtype=self._dtype))
+        return self._receive(step)
 
     def has_arrived(self) -> bool:
         return bool(self._posted) and bool(select.select([self._inbound], [], [], 0.0)[0])
@@ -99,10 +110,10 @@ class SocketLink:
         self._outboxes[0].send(x_TH.contiguous())
 
     def post_tokens(self, count: int, step: int) -> None:
-        self._posted.append((step, count))
+        self._posted.append(_Posted(step, torch.empty(count, dtype=torch.int64)))
 
     def receive_tokens(self, step: int) -> torch.Tensor:
-        return self._receive(torch.empty(self._next(step), dtype=torch.int64))
+        return self._receive(step)
 
     def send_tokens(self, tokens_S: torch.Tensor, step: int) -> None:
         for outbox in self._outboxes:
@@ -113,13 +124,10 @@ class SocketLink:
         for outbox in self._outboxes:
             outbox.close()
 
-    def _next(self, step: int) -> int:
-        posted_step, count = self._posted.popleft()
-        assert posted_step == step, f"receives are taken in order: {posted_step} was posted before {step}"
-        return count
-
-    def _receive(self, x: torch.Tensor) -> torch.Tensor:
-        view = _bytes_of(x)
+    def _receive(self, step: int) -> torch.Tensor:
+        posted = self._posted.popleft()
+        assert posted.step == step, f"receives are taken in order: {posted.step} was posted before {step}"
+        view = posted.view
         while view:
             try:
                 count = self._inbound.recv_into(view, len(view), socket.MSG_WAITALL)
@@ -128,11 +136,12 @@ class SocketLink:
             if not count:
                 raise PeerGone
             view = view[count:]
-        return x
+        return posted.x
 
 
 def _bytes_of(x: torch.Tensor) -> memoryview:
-    return memoryview(x.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    array = (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()  # numpy has no bfloat16
+    return memoryview(array).cast("B")  # type: ignore[arg-type]
 
 
 def connect(

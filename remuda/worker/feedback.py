@@ -33,7 +33,7 @@ class TokenFeedback:
 
     def settle_inputs(self, rows: Rows) -> None:
         """Wait until every token that `rows` reads has its value."""
-        while self._expected and not self._state.all_settled(rows):
+        while self._expected and self._expected[0][0] <= rows.awaited_step:
             self._settle_oldest()
 
     def _settle_oldest(self) -> None:

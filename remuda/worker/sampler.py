@@ -1,7 +1,8 @@
 """From the last hidden states of a step to its tokens, on the ranks of the last stage.
 
 Rows that are plainly greedy exchange one (maximum, index) pair per TP rank; the others gather their logits on TP
-rank 0, which alone adjusts, filters and draws. Which rows are which follows from plans only, so all TP ranks agree.
+rank 0, which alone adjusts, filters and draws. Which rows are which follows from plans only, so all TP ranks agree,
+and can work it out (`foresee`) while the layers are still computed.
 T tokens, H hidden size, S sampling rows, V vocabulary (local: this rank's shard).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from remuda.models.interfaces import Model
@@ -23,7 +25,31 @@ from remuda.worker.sampling.rules import SamplingRules
 from remuda.worker.sampling.uniform import uniform
 from remuda.worker.state import BatchState, Ints, Rows
 
+Floats = npt.NDArray[np.float32]
+
 _PROMPT_LOGITS_BYTES = 64 << 20  # prompt log-probabilities are computed in pieces of so many bytes of logits
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """Hidden states of a step whose logits tell the log-probabilities of prompt positions first, first+1, ..."""
+
+    slot: int
+    first: int
+    hidden: slice  # of the step's tokens
+    top: int  # alternatives wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a step will ask of the sampler, known from its plan."""
+
+    slots_S: Ints
+    outputs_S: Ints  # tokens generated before the step
+    plain_S: npt.NDArray[np.bool_]  # the argmax of the raw logits, and nothing else
+    all_plain: bool
+    last_S: torch.Tensor | None  # of the step's tokens, those that are a sampling row's last; None: every one
+    prompts: list[PromptPart]
 
 
 @dataclass(slots=True)
@@ -52,19 +78,26 @@ class Sampler:
             prompt, output = tokens[: sequence.prompt_len], tokens[sequence.prompt_len :]
             self._rules.admit(sequence.slot, sequence.sampling, prompt, output)
 
-    def run(self, hidden_TH: torch.Tensor, rows: Rows) -> Sampled:
-        """Choose the tokens of the sampling rows. The state may have moved on, but not have reused their slots."""
-        prompt_logprobs = self._prompt_logprobs(hidden_TH, rows)
+    def foresee(self, rows: Rows) -> Foreseen:
+        """Call once the state has the step's rows, and before a later step reuses one of their slots."""
         slots = rows.sampling_slots
-        if not len(slots):
-            return Sampled(slots, True, [], prompt_logprobs)
-        last_S = rows.query_start_S1[1:][rows.samples_S] - 1
-        if len(last_S) != len(hidden_TH):  # else every token of the step is some row's last
-            hidden_TH = hidden_TH[torch.from_numpy(last_S.astype(np.int64)).to(self._device)]
-        logits_SV = self._head.logits(hidden_TH)
         outputs_S = rows.sampled_positions - self._state.prompt_N[slots]
         plain_S = self._rules.plain_greedy(slots, outputs_S)
-        if plain_S.all():
+        last_S: torch.Tensor | None = None
+        if len(slots) != rows.total_tokens:
+            indices_S = rows.query_start_S1[1:][rows.samples_S] - 1
+            last_S = torch.from_numpy(indices_S.astype(np.int64)).to(self._device)
+        return Foreseen(slots, outputs_S, plain_S, bool(plain_S.all()), last_S, self._prompt_parts(rows))
+
+    def run(self, hidden_TH: torch.Tensor, step: Foreseen) -> Sampled:
+        """Choose the tokens of the sampling rows. The state may have moved on, but not have reused their slots."""
+        of_prompts = [self._of_prompt(hidden_TH[part.hidden], part) for part in step.prompts]
+        prompt_logprobs = of_prompts if self._driver else []
+        slots, plain_S = step.slots_S, step.plain_S
+        if not len(slots):
+            return Sampled(slots, True, [], prompt_logprobs)
+        logits_SV = self._head.logits(hidden_TH if step.last_S is None else hidden_TH[step.last_S])
+        if step.all_plain:
             return Sampled(self._argmax(logits_SV), True, [], prompt_logprobs)
         tokens_S = np.zeros(len(slots), np.int64)
         if plain_S.any():
@@ -73,7 +106,7 @@ class Sampler:
         gathered_SV = self._gather(logits_SV)
         logprobs: list[TokenLogprobs | None] = []
         if gathered_SV is not None:
-            tokens_S[~plain_S], entries = self._choose(gathered_SV, slots[~plain_S], outputs_S[~plain_S])
+            tokens_S[~plain_S], entries = self._choose(gathered_SV, slots[~plain_S], step.outputs_S[~plain_S])
             if any(entry is not None for entry in entries):
                 remaining = iter(entries)
                 logprobs = [None if plain else next(remaining) for plain in plain_S]
@@ -84,17 +117,19 @@ class Sampler:
 
     def _argmax(self, logits_SV: torch.Tensor) -> Ints:
         """Index of the largest logit over all shards (the lowest one among equals), -1 where it is not finite."""
-        values_S, indices_S = _largest(logits_SV)
+        values_S, tokens_S = _largest(logits_SV)
         if self._tp.size > 1:
-            first = self._head.vocab_shard[0]
-            pairs_2S = torch.stack([values_S.float().view(torch.int32), (indices_S + first).int()])
-            pairs_R2S = self._tp.all_gather(pairs_2S)
-            values_RS, shard_S = pairs_R2S[:, 0].view(torch.float32), None
-            values_S, shard_S = values_RS.max(dim=0)
-            indices_S = pairs_R2S[:, 1].gather(0, shard_S.unsqueeze(0)).squeeze(0).long()
-        tokens_S = indices_S.cpu().numpy()
-        finite_S = np.isfinite(values_S.cpu().numpy())
+            values_S, tokens_S = self._largest_of_shards(values_S, tokens_S + self._head.vocab_shard[0])
+        finite_S = np.isfinite(values_S)
         return tokens_S if finite_S.all() else np.where(finite_S, tokens_S, -1)
+
+    def _largest_of_shards(self, values_S: Floats, tokens_S: Ints) -> tuple[Floats, Ints]:
+        mine_2S = np.stack([values_S.view(np.int32), tokens_S.astype(np.int32)])
+        pairs_R2S = self._tp.all_gather(torch.from_numpy(mine_2S).to(self._device)).cpu().numpy()
+        values_RS = pairs_R2S[:, 0].view(np.float32)
+        shard_S = values_RS.argmax(axis=0)  # NaN wins
+        at = np.arange(len(shard_S))
+        return values_RS[shard_S, at], pairs_R2S[shard_S, 1, at].astype(np.int64)
 
     # ------------------------------------------------------------------------------------------------ general rows
 
@@ -158,43 +193,40 @@ class Sampler:
                 entries[row] = entry
         return entries
 
-    def _prompt_logprobs(self, hidden_TH: torch.Tensor, rows: Rows) -> list[PromptLogprobs]:
-        """Of every row that asks for them: positions start+1 ... of the prompt, as far as this step computed."""
+    def _prompt_parts(self, rows: Rows) -> list[PromptPart]:
+        """Of every row that asks for its prompt: positions start+1 ..., as far as this step computes."""
         wanted_S = self._rules.prompt_logprobs_N[rows.slots_S]
-        results: list[PromptLogprobs] = []
-        if wanted_S.max() < 0:
-            return results
+        parts: list[PromptPart] = []
         for row in np.flatnonzero(wanted_S >= 0).tolist():
             slot, start = int(rows.slots_S[row]), int(rows.starts_S[row])
             count = min(int(rows.counts_S[row]), int(self._state.prompt_N[slot]) - 1 - start)
-            if count <= 0:
-                continue
-            first = int(rows.query_start_S1[row])
-            entries = self._of_prompt(hidden_TH[first : first + count], slot, start + 1, int(wanted_S[row]))
-            if self._driver:
-                results.append(PromptLogprobs(slot, start + 1, entries))
-        return results
+            if count > 0:
+                first = int(rows.query_start_S1[row])
+                parts.append(PromptPart(slot, start + 1, slice(first, first + count), int(wanted_S[row])))
+        return parts
 
-    def _of_prompt(self, hidden_TH: torch.Tensor, slot: int, first: int, top: int) -> list[TokenLogprobs]:
+    def _of_prompt(self, hidden_TH: torch.Tensor, part: PromptPart) -> PromptLogprobs:
+        """Collective; only the driver's result has entries."""
         entries: list[TokenLogprobs] = []
         piece = max(1, _PROMPT_LOGITS_BYTES // (4 * self._vocab_size))
         for begin in range(0, len(hidden_TH), piece):
             hidden = hidden_TH[begin : begin + piece]
             raw = self._gather(self._head.logits(hidden))
             if raw is not None:
-                positions = slice(first + begin, first + begin + len(hidden))
-                chosen = torch.from_numpy(self._state.tokens_NL[slot, positions].astype(np.int64)).to(self._device)
-                entries += token_logprobs(raw, chosen, [top] * len(hidden))
-        return entries
+                positions = slice(part.first + begin, part.first + begin + len(hidden))
+                chosen = torch.from_numpy(self._state.tokens_NL[part.slot, positions].astype(np.int64))
+                entries += token_logprobs(raw, chosen.to(self._device), [part.top] * len(hidden))
+        return PromptLogprobs(part.slot, part.first, entries)
 
 
-def _largest(logits_SV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _largest(logits_SV: torch.Tensor) -> tuple[Floats, Ints]:
     """(value, index) of each row's largest logit, the first among equals; a row with NaN gives NaN."""
     if logits_SV.device.type != "cpu":
-        return logits_SV.max(dim=1)
-    logits = logits_SV.numpy()  # numpy's search is vectorized, torch's is not: a tenth of the time
+        values_S, indices_S = logits_SV.max(dim=1)
+        return values_S.float().cpu().numpy(), indices_S.cpu().numpy()
+    logits = logits_SV.float().numpy()  # numpy's search is vectorized, torch's is not: a tenth of the time
     indices = logits.argmax(axis=1)
-    return torch.from_numpy(logits[np.arange(len(indices)), indices]), torch.from_numpy(indices)
+    return logits[np.arange(len(indices)), indices], indices
 
 
 def _mask(rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from remuda.protocol.step import NewSequence, StepPlan
 
 Ints = npt.NDArray[np.int64]
+NO_STEP = -(1 << 62)  # before any other
 _GROWTH = 64  # tokens that a sequence may run past max_model_len before the engine, a few steps late, stops it
 
 
@@ -28,6 +29,7 @@ class Rows:
     sampling_slots: Ints  # of the rows that choose one, over the sampling rows, as the two below
     sampled_positions: Ints  # where the chosen tokens go
     sampled_generations: Ints  # of their slots
+    awaited_step: int  # the last one that sampled a token which these rows read
     total_tokens: int
     max_count: int
 
@@ -35,8 +37,8 @@ class Rows:
 class BatchState:
     """Applies plans in the order of the contract (`protocol/step.py`).
 
-    `known` counts every known token of a sequence, also sampled ones; `settled` counts those whose value this rank
-    has. They differ only on the first stage, between a sampling step and the arrival of its tokens.
+    `known` counts every known token of a sequence, also sampled ones: on the first stage their values arrive later,
+    and a row that reads one must wait for the step that sampled it (`Rows.awaited_step`).
     """
 
     def __init__(self, slots: int, max_tokens: int, groups: int, block_size: int) -> None:
@@ -47,7 +49,7 @@ class BatchState:
         self.tables_GNB = np.zeros((groups, slots, blocks), np.int32)
         self.blocks_GN = np.zeros((groups, slots), np.int64)  # length of each table
         self.known_N = np.zeros(slots, np.int64)
-        self.settled_N = np.zeros(slots, np.int64)
+        self.sampled_in_N = np.full(slots, NO_STEP)  # the step that sampled the last known token
         self.computed_N = np.zeros(slots, np.int64)
         self.prompt_N = np.zeros(slots, np.int64)
         self.generation_N = np.zeros(slots, np.int64)  # bumped when a slot is reused: tokens on their way are then void
@@ -64,7 +66,8 @@ class BatchState:
     def _admit(self, sequence: NewSequence) -> None:
         slot, length = sequence.slot, len(sequence.token_ids)
         self.tokens_NL[slot, :length] = sequence.token_ids
-        self.known_N[slot] = self.settled_N[slot] = length
+        self.known_N[slot] = length
+        self.sampled_in_N[slot] = NO_STEP
         self.computed_N[slot] = sequence.computed
         self.prompt_N[slot] = sequence.prompt_len
         self.generation_N[slot] += 1
@@ -96,18 +99,16 @@ class BatchState:
             sampling_slots=sampling_slots,
             sampled_positions=self.known_N[sampling_slots],
             sampled_generations=self.generation_N[sampling_slots],
+            awaited_step=int(self.sampled_in_N[slots_S].max()),
             total_tokens=int(query_start_S1[-1]),
             max_count=max(plan.counts, default=0),
         )
 
-    def advance(self, rows: Rows) -> None:
+    def advance(self, rows: Rows, step: int) -> None:
         """Count the step as done, and a token of every sampling row as known."""
         self.computed_N[rows.slots_S] += rows.counts_S
         self.known_N[rows.sampling_slots] += 1
-
-    def all_settled(self, rows: Rows) -> bool:
-        """Whether every token that `rows` reads has its value."""
-        return bool((self.settled_N[rows.slots_S] >= rows.starts_S + rows.counts_S).all())
+        self.sampled_in_N[rows.sampling_slots] = step
 
     def settle(self, rows: Rows, tokens: Ints) -> None:
         """Write sampled tokens where they belong; slots reused since (another generation) are left alone."""
@@ -116,4 +117,3 @@ class BatchState:
         if not same.all():
             slots, positions, tokens = slots[same], positions[same], tokens[same]
         self.tokens_NL[slots, positions] = np.maximum(tokens, 0)  # -1 (no finite logits): any token, the engine ends it
-        self.settled_N[slots] = positions + 1

@@ -26,7 +26,7 @@ from remuda.worker.inputs import build_batch, token_ids, token_rows
 from remuda.worker.kv_pool import KVPool, bytes_per_page
 from remuda.worker.loading import load_model, whole_experts
 from remuda.worker.memory import kv_bytes_available
-from remuda.worker.sampler import Sampled, Sampler
+from remuda.worker.sampler import Foreseen, Sampled, Sampler
 from remuda.worker.simulated import SimulatedModel
 from remuda.worker.state import BatchState, Ints, Rows
 
@@ -42,6 +42,7 @@ class Step:
     row_T: Ints = field(init=False)
     positions_T: Ints = field(init=False)
     batch: ForwardBatch = field(init=False)
+    foreseen: Foreseen = field(init=False)  # on the last stage
     hidden_TH: torch.Tensor = field(init=False)  # once launched, as the next
     completion: Completion = field(init=False)
 
@@ -152,17 +153,18 @@ class Worker:
             self.groups.link.post_hidden(sum(plan.counts), plan.step)
             self._posted.append(plan.step)
 
+    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult | None:
         """Run one plan. The driver answers; other ranks return None."""
         step = self.prepare(plan)
         self.launch(step)
         return self.finish(step)
 
-    @torch.inference_mode()
     def prepare(self, plan: StepPlan) -> Step:
         """All that needs neither the device nor another rank; counts the step as done in the resident batch.
 
-        Steps are prepared, launched and finished in the order of their plans; see `may_overlap` for who may interleave.
+        Steps are prepared, launched and finished in the order of their plans, all under inference_mode; see
+        `may_overlap` for who may interleave.
         """
         self.state.apply(plan)
         if self.sampler is not None and plan.new:
@@ -174,7 +176,9 @@ class Worker:
             step.rows = rows = self.state.rows(plan)
             step.row_T, step.positions_T = token_rows(rows)
             step.batch = build_batch(self.state, rows, step.row_T, step.positions_T, self.pool, self.device)
-            self.state.advance(rows)
+            if self.sampler is not None:
+                step.foreseen = self.sampler.foresee(rows)
+            self.state.advance(rows, plan.step)
         return step
 
     def may_overlap(self, step: Step, plan: StepPlan) -> bool:
@@ -193,7 +197,6 @@ class Worker:
         link = self.groups.link
         return self.sampler is not None and link is not None and self.groups.tp.size == 1 and link.has_arrived()
 
-    @torch.inference_mode()
     def launch(self, step: Step) -> None:
         """Wait for the inputs and give the layers to the device. Where that is this CPU, they are computed now."""
         if step.plan.slots:
@@ -211,7 +214,6 @@ class Worker:
         if step.plan.slots:
             step.completion.wait()
 
-    @torch.inference_mode()
     def finish(self, step: Step) -> StepResult | None:
         """Wait for the device, then pass on: hidden states to the next stage, or tokens to those who need them."""
         plan = step.plan
@@ -222,7 +224,7 @@ class Worker:
             assert self.groups.link is not None
             self.groups.link.send_hidden(step.hidden_TH, plan.step)
             return None
-        sampled = self.sampler.run(step.hidden_TH, step.rows)
+        sampled = self.sampler.run(step.hidden_TH, step.foreseen)
         self._distribute(plan.step, sampled, step.rows)
         if not self.topology.is_driver:
             return None

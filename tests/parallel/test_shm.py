@@ -33,6 +33,7 @@ def run_ranks(size: int, body: Callable[[SharedMemory], None], timeout_s: float 
     segment = make_segment(size)
 
     def run(rank: int) -> None:
+        torch.set_num_threads(1)  # a fork has none of the threads that earlier tests made torch start
         body(SharedMemory(segment, rank, size, timeout_s=timeout_s, spin=size <= 2))
 
     ranks = [FORK.Process(target=run, args=(rank,)) for rank in range(size)]

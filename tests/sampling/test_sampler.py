@@ -78,8 +78,8 @@ def run_steps(tp_rank: int, comm: Any, tp: int, cases: list[Case], slots: list[i
         generators = [torch.Generator().manual_seed(100 * number + step) for number, _ in cases]
         last = torch.stack([torch.randn(VOCAB, generator=generator) * 2 for generator in generators])
         hidden = last if step else last.repeat_interleave(3, dim=0)
-        sampled = sampler.run(hidden, rows)
-        state.advance(rows)
+        sampled = sampler.run(hidden, sampler.foresee(rows))
+        state.advance(rows, plan.step)
         state.settle(rows, sampled.tokens_S)
         found.append(sampled)
     return found
@@ -162,7 +162,7 @@ def test_ties_over_shards_go_to_the_lowest_id() -> None:
         plan = StepPlan(0, [0], [1], new=[NewSequence(0, [1], 1, 0, [[]], PARAMS[0])])
         state.apply(plan)
         sampler.apply(plan)
-        tokens[number] = int(sampler.run(logits, state.rows(plan)).tokens_S[0])
+        tokens[number] = int(sampler.run(logits, sampler.foresee(state.rows(plan))).tokens_S[0])
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(tp)]
     for thread in threads:

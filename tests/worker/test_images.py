@@ -62,7 +62,7 @@ def run(chunks: list[int], images: ImageRows, slot: int = 0, computed: int = 0) 
         rows = state.rows(plan)
         hidden = torch.full((count, HIDDEN), -1.0)
         images.substitute_(hidden, rows)
-        state.advance(rows)
+        state.advance(rows, plan.step)
         pieces.append(hidden)
     return torch.cat(pieces)
 
