@@ -155,8 +155,8 @@ class RankProcess:
             following = self._prepare_meanwhile(worker, step, backlog)
             launched = self._launch_first(worker, following)
             result = worker.finish(step)
-            launched = launched or self._launch_first(worker, following)
             if result is not None:
+                launched = launched or self._launch_first(worker, following)
                 self._channel.send(result)
             step = following
 

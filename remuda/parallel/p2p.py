@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from remuda.parallel.topology import Topology
+
+Tokens = npt.NDArray[np.int64]  # on the host: that is where they are chosen, and where they are looked up
 
 _HIDDEN, _TOKENS = 0, 1
 _STEP_TAGS = 1 << 20  # tags repeat after so many steps; far fewer are ever in flight
@@ -44,12 +48,12 @@ class PipelineLink(Protocol):
         """Announce that the driver will send `count` sampled tokens of `step` (first stage only)."""
         ...
 
-    def receive_tokens(self, step: int) -> torch.Tensor:
-        """Wait for the tokens posted for `step` (the oldest posted): int64 [count]."""
+    def receive_tokens(self, step: int) -> Tokens:
+        """Wait for the tokens posted for `step` (the oldest posted): [count]."""
         ...
 
-    def send_tokens(self, tokens_S: torch.Tensor, step: int) -> None:
-        """Driver only: send int64 tokens to every rank of the first stage."""
+    def send_tokens(self, tokens_S: Tokens, step: int) -> None:
+        """Driver only: send tokens to every rank of the first stage; they must not be written afterwards."""
         ...
 
     def close(self) -> None: ...
@@ -93,12 +97,13 @@ class TorchLink:
         tokens_S = torch.empty(count, dtype=torch.int64, device=self._device)
         self._tokens.append((step, tokens_S, self._group.recv([tokens_S], self._driver, _tag(_TOKENS, step))))
 
-    def receive_tokens(self, step: int) -> torch.Tensor:
-        return self._take(self._tokens, step)
+    def receive_tokens(self, step: int) -> Tokens:
+        return self._take(self._tokens, step).cpu().numpy()
 
-    def send_tokens(self, tokens_S: torch.Tensor, step: int) -> None:
+    def send_tokens(self, tokens_S: Tokens, step: int) -> None:
+        on_device_S = torch.from_numpy(tokens_S).to(self._device)
         for rank in self._first_stage:
-            self._send(tokens_S, rank, _tag(_TOKENS, step))
+            self._send(on_device_S, rank, _tag(_TOKENS, step))
 
     def close(self) -> None:
         self._group.abort()

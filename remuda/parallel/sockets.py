@@ -13,11 +13,16 @@ import select
 import socket
 import threading
 from collections import deque
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
+from remuda.parallel.p2p import Tokens
 from remuda.parallel.topology import Topology
+
+T = TypeVar("T")
 
 _TOKEN_BYTES = 16
 
@@ -39,11 +44,10 @@ class _Outbox:
         self._thread: threading.Thread | None = None
         self._lost = False
 
-    def send(self, x: torch.Tensor) -> None:
-        """`x` must not be written afterwards."""
+    def send(self, data: memoryview) -> None:
+        """What `data` shows must not be written afterwards."""
         if self._lost:
             raise PeerGone
-        data = _bytes_of(x)
         if not self._pending:
             try:
                 sent = self._sock.send(data, socket.MSG_DONTWAIT)
@@ -74,15 +78,13 @@ class _Outbox:
         self._sock.close()
 
 
-class _Posted:
-    """A receive to come: made ready when it is announced, since little else happens then."""
+@dataclass(frozen=True, slots=True)
+class _Receive(Generic[T]):
+    """One to come: made ready when it is announced, since little else happens then."""
 
-    __slots__ = ("step", "view", "x")
-
-    def __init__(self, step: int, x: torch.Tensor) -> None:
-        self.step = step
-        self.x = x
-        self.view = _bytes_of(x)
+    step: int
+    into: T
+    view: memoryview
 
 
 class SocketLink:
@@ -95,37 +97,41 @@ class SocketLink:
         self._outboxes = [_Outbox(sock) for sock in outbound]
         self._hidden_size = hidden_size
         self._dtype = dtype
-        self._posted: deque[_Posted] = deque()  # oldest first
+        # Oldest first. A rank receives either hidden states or tokens: only one of these is ever in use.
+        self._hidden: deque[_Receive[torch.Tensor]] = deque()
+        self._tokens: deque[_Receive[Tokens]] = deque()
 
     def post_hidden(self, tokens: int, step: int) -> None:
-        self._posted.append(_Posted(step, torch.empty(tokens, self._hidden_size, dtype=self._dtype)))
+        x_TH = torch.empty(tokens, self._hidden_size, dtype=self._dtype)
+        self._hidden.append(_Receive(step, x_TH, _bytes_of(x_TH)))
 
     def receive_hidden(self, step: int) -> torch.Tensor:
-        return self._receive(step)
+        return self._receive(self._hidden.popleft(), step)
 
     def has_arrived(self) -> bool:
-        return bool(self._posted) and bool(select.select([self._inbound], [], [], 0.0)[0])
+        return bool(self._hidden or self._tokens) and bool(select.select([self._inbound], [], [], 0.0)[0])
 
     def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
-        self._outboxes[0].send(x_TH.contiguous())
+        self._outboxes[0].send(_bytes_of(x_TH.contiguous()))
 
     def post_tokens(self, count: int, step: int) -> None:
-        self._posted.append(_Posted(step, torch.empty(count, dtype=torch.int64)))
+        tokens_S = np.empty(count, np.int64)
+        self._tokens.append(_Receive(step, tokens_S, memoryview(tokens_S).cast("B")))
 
-    def receive_tokens(self, step: int) -> torch.Tensor:
-        return self._receive(step)
+    def receive_tokens(self, step: int) -> Tokens:
+        return self._receive(self._tokens.popleft(), step)
 
-    def send_tokens(self, tokens_S: torch.Tensor, step: int) -> None:
+    def send_tokens(self, tokens_S: Tokens, step: int) -> None:
+        data = memoryview(tokens_S).cast("B")
         for outbox in self._outboxes:
-            outbox.send(tokens_S)
+            outbox.send(data)
 
     def close(self) -> None:
         self._inbound.close()
         for outbox in self._outboxes:
             outbox.close()
 
-    def _receive(self, step: int) -> torch.Tensor:
-        posted = self._posted.popleft()
+    def _receive(self, posted: _Receive[T], step: int) -> T:
         assert posted.step == step, f"receives are taken in order: {posted.step} was posted before {step}"
         view = posted.view
         while view:
@@ -136,7 +142,7 @@ class SocketLink:
             if not count:
                 raise PeerGone
             view = view[count:]
-        return posted.x
+        return posted.into
 
 
 def _bytes_of(x: torch.Tensor) -> memoryview:

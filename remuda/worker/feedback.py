@@ -38,4 +38,4 @@ class TokenFeedback:
 
     def _settle_oldest(self) -> None:
         step, rows = self._expected.popleft()
-        self._state.settle(rows, self._link.receive_tokens(step).cpu().numpy())
+        self._state.settle(rows, self._link.receive_tokens(step))

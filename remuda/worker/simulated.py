@@ -19,7 +19,7 @@ from remuda.layers.batch import ForwardBatch
 from remuda.models.interfaces import Completion, Model, SupportsImages, SupportsPP
 from remuda.weights.loader import LoadReport, Progress
 
-_SPIN_S = 100e-6  # a sleeping process wakes up to this late; the last stretch is spent awake
+_SPIN_S = 50e-6  # a sleeping process wakes about this late; the last stretch is spent awake
 
 
 class _At(Completion):
@@ -38,7 +38,7 @@ class _At(Completion):
             pass
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class BusyInterval:
     """One micro-batch in one stage; times are of the host's monotonic clock."""
 
@@ -56,19 +56,21 @@ class SimulatedModel(Model, SupportsPP, SupportsImages):
         self._simulation = simulation
         self._intervals: list[BusyInterval] = []
         self._idle_from_s = 0.0
+        self._zeros_TH = torch.zeros(1, context.config.hidden_size, dtype=context.dtype)
         vocab = context.config.vocab_size
         shard = -(-vocab // context.tp_size)
         self._shard = (context.tp_rank * shard, (context.tp_rank + 1) * shard)
-        self._logits_V = torch.zeros(shard)
-        self._logits_V[max(0, min(shard, vocab - self._shard[0])) :] = float("-inf")
+        self._logits_SV = torch.zeros(1, shard)
+        self._logits_SV[:, max(0, min(shard, vocab - self._shard[0])) :] = float("-inf")
         if self._shard[0] == 0:
-            self._logits_V[1] = 1.0
+            self._logits_SV[:, 1] = 1.0
 
     def load(self, progress: Progress | None = None) -> LoadReport:
         return LoadReport(0, 0)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(ids_T), self.context.config.hidden_size, dtype=self.context.dtype)
+        self._zeros_TH = _at_least(self._zeros_TH, len(ids_T))
+        return self._zeros_TH[: len(ids_T)]  # shared: nobody writes anything else into it
 
     def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         start_s = max(time.monotonic(), self._idle_from_s)
@@ -86,7 +88,8 @@ class SimulatedModel(Model, SupportsPP, SupportsImages):
         return _At(self._idle_from_s)
 
     def logits(self, hidden_SH: torch.Tensor) -> torch.Tensor:
-        return self._logits_V.expand(len(hidden_SH), -1)
+        self._logits_SV = _at_least(self._logits_SV, len(hidden_SH))
+        return self._logits_SV[: len(hidden_SH)]
 
     @property
     def vocab_shard(self) -> tuple[int, int]:
@@ -104,3 +107,8 @@ class SimulatedModel(Model, SupportsPP, SupportsImages):
         if self._simulation.trace_dir and topology.tp_rank == 0:
             path = Path(self._simulation.trace_dir) / f"stage-{topology.stage}.json"
             path.write_text(json.dumps([asdict(interval) for interval in self._intervals]))
+
+
+def _at_least(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """`rows`, all alike, or more of them."""
+    return rows if len(rows) >= count else rows[:1].repeat(count, 1)

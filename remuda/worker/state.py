@@ -28,6 +28,7 @@ class Rows:
     query_start_S1: npt.NDArray[np.int32]
     sampling_slots: Ints  # of the rows that choose one, over the sampling rows, as the two below
     sampled_positions: Ints  # where the chosen tokens go
+    admissions: int  # to any slot, before the step: while there are no more, no slot has been reused
     sampled_generations: Ints  # of their slots
     awaited_step: int  # the last one that sampled a token which these rows read
     total_tokens: int
@@ -52,6 +53,7 @@ class BatchState:
         self.sampled_in_N = np.full(slots, NO_STEP)  # the step that sampled the last known token
         self.computed_N = np.zeros(slots, np.int64)
         self.prompt_N = np.zeros(slots, np.int64)
+        self.admissions = 0
         self.generation_N = np.zeros(slots, np.int64)  # bumped when a slot is reused: tokens on their way are then void
 
     def apply(self, plan: StepPlan) -> None:
@@ -70,6 +72,7 @@ class BatchState:
         self.sampled_in_N[slot] = NO_STEP
         self.computed_N[slot] = sequence.computed
         self.prompt_N[slot] = sequence.prompt_len
+        self.admissions += 1
         self.generation_N[slot] += 1
         self.blocks_GN[:, slot] = 0
         for group, pages in enumerate(sequence.pages):
@@ -98,6 +101,7 @@ class BatchState:
             query_start_S1=query_start_S1,
             sampling_slots=sampling_slots,
             sampled_positions=self.known_N[sampling_slots],
+            admissions=self.admissions,
             sampled_generations=self.generation_N[sampling_slots],
             awaited_step=int(self.sampled_in_N[slots_S].max()),
             total_tokens=int(query_start_S1[-1]),
@@ -113,7 +117,7 @@ class BatchState:
     def settle(self, rows: Rows, tokens: Ints) -> None:
         """Write sampled tokens where they belong; slots reused since (another generation) are left alone."""
         slots, positions = rows.sampling_slots, rows.sampled_positions
-        same = self.generation_N[slots] == rows.sampled_generations
-        if not same.all():
+        if rows.admissions != self.admissions:
+            same = self.generation_N[slots] == rows.sampled_generations
             slots, positions, tokens = slots[same], positions[same], tokens[same]
         self.tokens_NL[slots, positions] = np.maximum(tokens, 0)  # -1 (no finite logits): any token, the engine ends it

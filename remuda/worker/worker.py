@@ -158,6 +158,7 @@ class Worker:
         """Run one plan. The driver answers; other ranks return None."""
         step = self.prepare(plan)
         self.launch(step)
+        self.wait(step)
         return self.finish(step)
 
     def prepare(self, plan: StepPlan) -> Step:
@@ -179,6 +180,8 @@ class Worker:
             if self.sampler is not None:
                 step.foreseen = self.sampler.foresee(rows)
             self.state.advance(rows, plan.step)
+            if self.feedback is not None:
+                self.feedback.expect(plan.step, rows)
         return step
 
     def may_overlap(self, step: Step, plan: StepPlan) -> bool:
@@ -202,8 +205,6 @@ class Worker:
         if step.plan.slots:
             step.hidden_TH = self.model.run_layers(self._inputs(step), step.batch)
             step.completion = self.model.completion()
-            if self.feedback is not None:
-                self.feedback.expect(step.plan.step, step.rows)
 
     def remaining_s(self, step: Step) -> float:
         """How long the device will still compute a launched step."""
@@ -215,11 +216,10 @@ class Worker:
             step.completion.wait()
 
     def finish(self, step: Step) -> StepResult | None:
-        """Wait for the device, then pass on: hidden states to the next stage, or tokens to those who need them."""
+        """Once the device is done, pass on: hidden states to the next stage, or tokens to those who need them."""
         plan = step.plan
         if not plan.slots:
             return StepResult(plan.step, []) if self.topology.is_driver else None
-        self.wait(step)
         if self.sampler is None:
             assert self.groups.link is not None
             self.groups.link.send_hidden(step.hidden_TH, plan.step)
@@ -257,7 +257,7 @@ class Worker:
             shared = torch.from_numpy(tokens).to(self.device)
             tokens = self.groups.tp.broadcast_(shared).cpu().numpy()
         if self.topology.is_driver and self.groups.link is not None:
-            self.groups.link.send_tokens(torch.from_numpy(tokens).to(self.device), step)
+            self.groups.link.send_tokens(tokens, step)
         if self.topology.is_first_stage or self.topology.is_driver:
             self.state.settle(rows, tokens)
 

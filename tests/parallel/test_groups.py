@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -91,7 +92,7 @@ def pipeline(groups: Groups, topology: Topology) -> list[Any]:
         assert x_TH.shape == (size, 3)
         found.append(float(x_TH.mean()))
         if topology.is_last_stage and topology.is_driver:
-            link.send_tokens(torch.arange(step + 1), step)
+            link.send_tokens(np.arange(step + 1), step)
         if not topology.is_last_stage:
             link.send_hidden(x_TH + 1, step)
     groups.barrier("sent", 20)

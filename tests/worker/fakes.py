@@ -14,6 +14,7 @@ from remuda.layers.base import BuildContext
 from remuda.layers.batch import ForwardBatch
 from remuda.models.decoder import kv_places
 from remuda.models.interfaces import Model, SupportsPP
+from remuda.parallel.p2p import Tokens
 from remuda.weights.loader import LoadReport, Progress
 
 HIDDEN, HEADS, HEAD_DIM = 8, 2, 4  # HEADS * HEAD_DIM == HIDDEN: a page's cell holds one hidden vector
@@ -141,13 +142,13 @@ class QueueLink:
     def post_tokens(self, count: int, step: int) -> None:
         self.posted_tokens.append((count, step))
 
-    def receive_tokens(self, step: int) -> torch.Tensor:
+    def receive_tokens(self, step: int) -> Tokens:
         count, posted_step = self.posted_tokens.pop(0)
         sent_step, tokens_S = self._tokens.get(timeout=20)
         assert (posted_step, sent_step, len(tokens_S)) == (step, step, count)
         return tokens_S
 
-    def send_tokens(self, tokens_S: torch.Tensor, step: int) -> None:
+    def send_tokens(self, tokens_S: Tokens, step: int) -> None:
         self._tokens.put((step, tokens_S))
 
     def close(self) -> None:
