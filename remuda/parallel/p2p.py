@@ -16,6 +16,7 @@ import torch
 from remuda.parallel.topology import Topology
 
 Tokens = npt.NDArray[np.int64]  # on the host: that is where they are chosen, and where they are looked up
+Parcel = Any  # what a link makes of a tensor to be sent: its own business
 
 _HIDDEN, _TOKENS = 0, 1
 _STEP_TAGS = 1 << 20  # tags repeat after so many steps; far fewer are ever in flight
@@ -40,8 +41,12 @@ class PipelineLink(Protocol):
         """Whether the oldest posted receive can be taken without waiting for its sender."""
         ...
 
-    def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
-        """Send to the same TP rank of the next stage; `x_TH` must not be written afterwards."""
+    def pack(self, x_TH: torch.Tensor) -> Parcel:
+        """Make hidden states ready for `send_hidden`, while there is time: a device may still be computing them."""
+        ...
+
+    def send_hidden(self, parcel: Parcel, step: int) -> None:
+        """Send to the same TP rank of the next stage. What was packed must not be written afterwards."""
         ...
 
     def post_tokens(self, count: int, step: int) -> None:
@@ -90,8 +95,11 @@ class TorchLink:
         posted = self._hidden or self._tokens  # a rank receives either hidden states or tokens
         return bool(posted) and posted[0][2].is_completed()
 
-    def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
-        self._send(x_TH.contiguous(), self._next, _tag(_HIDDEN, step))
+    def pack(self, x_TH: torch.Tensor) -> torch.Tensor:
+        return x_TH.contiguous()
+
+    def send_hidden(self, parcel: torch.Tensor, step: int) -> None:
+        self._send(parcel, self._next, _tag(_HIDDEN, step))
 
     def post_tokens(self, count: int, step: int) -> None:
         tokens_S = torch.empty(count, dtype=torch.int64, device=self._device)

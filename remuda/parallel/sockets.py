@@ -111,18 +111,21 @@ class SocketLink:
     def has_arrived(self) -> bool:
         return bool(self._hidden or self._tokens) and bool(select.select([self._inbound], [], [], 0.0)[0])
 
-    def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
-        self._outboxes[0].send(_bytes_of(x_TH.contiguous()))
+    def pack(self, x_TH: torch.Tensor) -> memoryview:
+        return _bytes_of(x_TH.contiguous())
+
+    def send_hidden(self, parcel: memoryview, step: int) -> None:
+        self._outboxes[0].send(parcel)
 
     def post_tokens(self, count: int, step: int) -> None:
         tokens_S = np.empty(count, np.int64)
-        self._tokens.append(_Receive(step, tokens_S, memoryview(tokens_S).cast("B")))
+        self._tokens.append(_Receive(step, tokens_S, tokens_S.data.cast("B")))
 
     def receive_tokens(self, step: int) -> Tokens:
         return self._receive(self._tokens.popleft(), step)
 
     def send_tokens(self, tokens_S: Tokens, step: int) -> None:
-        data = memoryview(tokens_S).cast("B")
+        data = tokens_S.data.cast("B")
         for outbox in self._outboxes:
             outbox.send(data)
 
@@ -147,7 +150,7 @@ class SocketLink:
 
 def _bytes_of(x: torch.Tensor) -> memoryview:
     array = (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()  # numpy has no bfloat16
-    return memoryview(array).cast("B")  # type: ignore[arg-type]
+    return array.data.cast("B")
 
 
 def connect(

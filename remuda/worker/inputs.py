@@ -45,9 +45,9 @@ def build_batch(
     )
 
 
-def token_ids(state: BatchState, rows: Rows, row_T: Ints, positions_T: Ints, device: torch.device) -> torch.Tensor:
+def token_ids(state: BatchState, slot_T: Ints, positions_T: Ints, device: torch.device) -> torch.Tensor:
     """Input ids [T], int64. Every one of them must be settled."""
-    return _tensor(state.tokens_NL[rows.slots_S[row_T], positions_T].astype(np.int64), device)
+    return _tensor(state.tokens_NL[slot_T, positions_T].astype(np.int64), device)
 
 
 def _leading_decodes(rows: Rows) -> int:

@@ -16,6 +16,7 @@ from remuda.kernels.native.build import build
 from remuda.layers.batch import ForwardBatch
 from remuda.models.interfaces import Completion, Model, SupportsImages
 from remuda.parallel.groups import Groups
+from remuda.parallel.p2p import Parcel
 from remuda.parallel.topology import Topology, node_of, node_ranks
 from remuda.protocol.errors import RemudaError
 from remuda.protocol.sampling import SamplingParams
@@ -39,11 +40,12 @@ class Step:
 
     plan: StepPlan
     rows: Rows = field(init=False)
-    row_T: Ints = field(init=False)
+    slot_T: Ints = field(init=False)
     positions_T: Ints = field(init=False)
     batch: ForwardBatch = field(init=False)
     foreseen: Foreseen = field(init=False)  # on the last stage
-    hidden_TH: torch.Tensor = field(init=False)  # once launched, as the next
+    hidden_TH: torch.Tensor = field(init=False)  # once launched, as the next two
+    outgoing: Parcel = field(init=False)  # the same, packed, where another stage follows
     completion: Completion = field(init=False)
 
 
@@ -175,8 +177,9 @@ class Worker:
         step = Step(plan)
         if plan.slots:
             step.rows = rows = self.state.rows(plan)
-            step.row_T, step.positions_T = token_rows(rows)
-            step.batch = build_batch(self.state, rows, step.row_T, step.positions_T, self.pool, self.device)
+            row_T, step.positions_T = token_rows(rows)
+            step.slot_T = rows.slots_S if rows.max_count == 1 else rows.slots_S[row_T]
+            step.batch = build_batch(self.state, rows, row_T, step.positions_T, self.pool, self.device)
             if self.sampler is not None:
                 step.foreseen = self.sampler.foresee(rows)
             self.state.advance(rows, plan.step)
@@ -205,6 +208,9 @@ class Worker:
         if step.plan.slots:
             step.hidden_TH = self.model.run_layers(self._inputs(step), step.batch)
             step.completion = self.model.completion()
+            if self.sampler is None:
+                assert self.groups.link is not None
+                step.outgoing = self.groups.link.pack(step.hidden_TH)
 
     def remaining_s(self, step: Step) -> float:
         """How long the device will still compute a launched step."""
@@ -222,7 +228,7 @@ class Worker:
             return StepResult(plan.step, []) if self.topology.is_driver else None
         if self.sampler is None:
             assert self.groups.link is not None
-            self.groups.link.send_hidden(step.hidden_TH, plan.step)
+            self.groups.link.send_hidden(step.outgoing, plan.step)
             return None
         sampled = self.sampler.run(step.hidden_TH, step.foreseen)
         self._distribute(plan.step, sampled, step.rows)
@@ -236,7 +242,7 @@ class Worker:
             return self._receive(step.plan)
         if self.feedback is not None:
             self.feedback.settle_inputs(rows)
-        hidden_TH = self.model.embed(token_ids(self.state, rows, step.row_T, step.positions_T, self.device))
+        hidden_TH = self.model.embed(token_ids(self.state, step.slot_T, step.positions_T, self.device))
         if self.images is not None:
             self.images.substitute_(hidden_TH, rows)
         return hidden_TH

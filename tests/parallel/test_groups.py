@@ -83,7 +83,7 @@ def pipeline(groups: Groups, topology: Topology) -> list[Any]:
         for step in range(3):
             link.post_tokens(step + 1, step)
         for step, size in enumerate(sizes):
-            link.send_hidden(torch.full((size, 3), 10.0 * step + topology.tp_rank), step)
+            link.send_hidden(link.pack(torch.full((size, 3), 10.0 * step + topology.tp_rank)), step)
         return [link.receive_tokens(step).tolist() for step in range(3)]
     for step, size in enumerate(sizes):
         link.post_hidden(size, step)
@@ -94,7 +94,7 @@ def pipeline(groups: Groups, topology: Topology) -> list[Any]:
         if topology.is_last_stage and topology.is_driver:
             link.send_tokens(np.arange(step + 1), step)
         if not topology.is_last_stage:
-            link.send_hidden(x_TH + 1, step)
+            link.send_hidden(link.pack(x_TH + 1), step)
     groups.barrier("sent", 20)
     return found
 
@@ -138,7 +138,7 @@ def far_ahead(groups: Groups, topology: Topology) -> list[Any]:
     steps, size = 20, 50_000
     if topology.is_first_stage:
         for step in range(steps):
-            link.send_hidden(torch.full((size, 3), float(step)), step)
+            link.send_hidden(link.pack(torch.full((size, 3), float(step))), step)
         groups.barrier("all sent", 20)
         groups.barrier("all read", 20)
         return []

@@ -135,9 +135,12 @@ class QueueLink:
     def has_arrived(self) -> bool:
         raise NotImplementedError
 
-    def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
+    def pack(self, x_TH: torch.Tensor) -> torch.Tensor:
+        return x_TH
+
+    def send_hidden(self, parcel: torch.Tensor, step: int) -> None:
         assert self._after is not None
-        self._after.put((step, x_TH))
+        self._after.put((step, parcel))
 
     def post_tokens(self, count: int, step: int) -> None:
         self.posted_tokens.append((count, step))

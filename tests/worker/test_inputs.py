@@ -40,7 +40,7 @@ def test_a_mixed_step() -> None:
     row_T, positions_T = token_rows(rows)
     batch = build_batch(state, rows, row_T, positions_T, pool(), CPU)
     assert rows.samples_S.tolist() == [True, False]
-    assert token_ids(state, rows, row_T, positions_T, CPU).tolist() == [11, 20, 21, 22, 23, 24, 25]
+    assert token_ids(state, rows.slots_S[row_T], positions_T, CPU).tolist() == [11, 20, 21, 22, 23, 24, 25]
     assert batch.positions_T.tolist() == [4, 0, 1, 2, 3, 4, 5] and batch.positions_T.dtype == torch.int64
     assert batch.query_start_S1.tolist() == [0, 1, 7] and batch.query_start_S1.dtype == torch.int32
     assert batch.context_S.tolist() == [5, 6] and batch.context_S.dtype == torch.int32
@@ -94,6 +94,6 @@ def test_sixteen_decode_rows_are_prepared_quickly() -> None:
         rows = state.rows(plan)
         row_T, positions_T = token_rows(rows)
         build_batch(state, rows, row_T, positions_T, kv, CPU)
-        token_ids(state, rows, row_T, positions_T, CPU)
+        token_ids(state, rows.slots_S[row_T], positions_T, CPU)
         best = min(best, time.process_time() - start)
     assert best < 300e-6
