@@ -66,8 +66,10 @@ def node_lost(node: int, reason: str) -> Evidence:
 
 
 def cause(seen: list[Evidence]) -> Evidence:
-    """The first of the most telling signs."""
-    return min(seen, key=lambda evidence: evidence.severity)
+    """The first of the most telling signs. That a rank ended tells nothing once it has said why."""
+    said_why = {evidence.rank for evidence in seen if evidence.severity in (FAILED, ECHO)}
+    telling = [evidence for evidence in seen if evidence.severity != EXITED or evidence.rank not in said_why]
+    return min(telling, key=lambda evidence: evidence.severity)
 
 
 def describe_startup_failures(failures: list[RankFailed]) -> str:

@@ -60,6 +60,14 @@ def test_the_cause_is_the_kill_not_its_echo() -> None:
     assert supervision.cause([bug, supervision.node_lost(1, "no route to host")]).rank is None
 
 
+def test_the_end_of_a_rank_does_not_hide_what_it_said() -> None:
+    late = supervision.rank_failed(RankFailed(1, 0, "serving", "the other ranks timed out", ""))
+    ends = [supervision.rank_exited(0, 1, 1), supervision.rank_disconnected(0, 1, "connection closed by peer")]
+    assert supervision.cause([*ends, late]) is late
+    silent = supervision.rank_exited(0, 2, 7)
+    assert supervision.cause([*ends, late, silent]) is silent
+
+
 def test_equal_failures_are_told_once() -> None:
     failures = [RankFailed(rank, rank // 2, "weights", "model.safetensors is truncated", "") for rank in (2, 0, 1)]
     failures.append(RankFailed(3, 1, "mesh", "RuntimeError: Connection reset by peer", "Traceback"))
