@@ -133,7 +133,7 @@ class QueueLink:
         return x_TH
 
     def has_arrived(self) -> bool:
-        raise NotImplementedError
+        return self._before is not None and bool(self.posted) and not self._before.empty()
 
     def pack(self, x_TH: torch.Tensor) -> torch.Tensor:
         return x_TH

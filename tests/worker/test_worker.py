@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import torch
 from remuda.config.engine import EngineConfig
 from remuda.config.kv_groups import kv_groups
 from remuda.layers.base import BuildContext
+from remuda.models.interfaces import Completion
 from remuda.parallel.collectives import SingleRank, Switchable
 from remuda.parallel.groups import Groups, single_rank_groups
 from remuda.parallel.topology import topology_of
@@ -22,6 +23,18 @@ from remuda.worker import worker as worker_module
 from remuda.worker.worker import Worker
 from tests.worker.fakes import FakeModel, QueueLink, brute_force_logits, engine_config, model_config
 from tests.worker.planner import Planned, RandomPlanner
+
+Order = Callable[[Worker, list[StepPlan]], Iterator[StepResult | None]]
+
+
+class Computing(Completion):
+    """Of a device that is never done when asked, and always when waited for."""
+
+    def remaining_s(self) -> float:
+        return 1.0
+
+    def wait(self) -> None:
+        return
 
 
 @pytest.fixture(autouse=True)
@@ -51,21 +64,45 @@ def make_workers(config: EngineConfig) -> list[Worker]:
     return workers
 
 
-def run_all(workers: list[Worker], plans: list[StepPlan], announce_ahead: int = 3) -> list[StepResult]:
-    """Every stage runs every plan, as far ahead as the data lets it: the engine has seen no result meanwhile."""
+def one_by_one(worker: Worker, plans: list[StepPlan], announce_ahead: int = 3) -> Iterator[StepResult | None]:
+    """Every plan, as far ahead as the data lets it: the engine has seen no result meanwhile."""
+    announced = 0
+    for index, plan in enumerate(plans):
+        while announced < min(len(plans), index + announce_ahead):
+            worker.announce(plans[announced])
+            announced += 1
+        yield worker.execute(plan)
+
+
+def overlapped(worker: Worker, plans: list[StepPlan]) -> Iterator[StepResult | None]:
+    """Each plan is prepared, and launched where that may be, before the one ahead of it is finished."""
+    for plan in plans:
+        worker.announce(plan)
+    with torch.inference_mode():
+        step, launched = worker.prepare(plans[0]), False
+        for plan in plans[1:]:
+            if not launched:
+                worker.launch(step)
+            early = worker.may_overlap(step, plan)
+            following = worker.prepare(plan) if early else None
+            launched = following is not None and worker.launches_first()
+            if following is not None and launched:
+                worker.launch(following)
+            yield worker.finish(step)
+            step = following if following is not None else worker.prepare(plan)
+        if not launched:
+            worker.launch(step)
+        yield worker.finish(step)
+
+
+def run_all(workers: list[Worker], plans: list[StepPlan], order: Order = one_by_one) -> list[StepResult]:
+    """Every stage runs every plan in a thread of its own."""
     results: list[StepResult] = []
     errors: list[BaseException] = []
 
     def stage(worker: Worker) -> None:
         try:
-            announced = 0
-            for index, plan in enumerate(plans):
-                while announced < min(len(plans), index + announce_ahead):
-                    worker.announce(plans[announced])
-                    announced += 1
-                result = worker.execute(plan)
-                if result is not None:
-                    results.append(result)
+            results.extend(result for result in order(worker, plans) if result is not None)
         except BaseException as error:
             errors.append(error)
 
@@ -86,11 +123,16 @@ def greedy(config: EngineConfig) -> Callable[[list[int]], int]:
 
 @pytest.mark.parametrize("stages", [(4,), (2, 2), (1, 2, 1)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_random_plans_equal_brute_force(stages: tuple[int, ...], seed: int) -> None:
+@pytest.mark.parametrize("order", [one_by_one, overlapped])
+def test_random_plans_equal_brute_force(
+    stages: tuple[int, ...], seed: int, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if order is overlapped:
+        monkeypatch.setattr(FakeModel, "completion", lambda self: Computing())
     config = engine_config(model_config(), stages)
     planner = RandomPlanner(seed, slots=6, groups=len(kv_groups(config.model)), block_size=4, pages=400, max_len=40)
     steps: list[tuple[StepPlan, list[Planned]]] = [planner.next_plan() for _ in range(30)]
-    results = run_all(make_workers(config), [plan for plan, _ in steps])
+    results = run_all(make_workers(config), [plan for plan, _ in steps], order)
     next_token = greedy(config)
     checked = 0
     for (plan, sampling), result in zip(steps, results, strict=True):
