@@ -117,15 +117,17 @@ class Sampler:
 
     def _argmax(self, logits_SV: torch.Tensor) -> Ints:
         """Index of the largest logit over all shards (the lowest one among equals), -1 where it is not finite."""
-        values_S, tokens_S = _largest(logits_SV)
-        if self._tp.size > 1:
-            values_S, tokens_S = self._largest_of_shards(values_S, tokens_S + self._head.vocab_shard[0])
-        finite_S = np.isfinite(values_S)
+        values_S, indices_S = _largest(logits_SV)
+        if self._tp.size == 1:
+            largest_S, tokens_S = values_S.cpu().numpy(), indices_S.cpu().numpy()
+        else:
+            largest_S, tokens_S = self._largest_of_shards(values_S, indices_S + self._head.vocab_shard[0])
+        finite_S = np.isfinite(largest_S)
         return tokens_S if finite_S.all() else np.where(finite_S, tokens_S, -1)
 
-    def _largest_of_shards(self, values_S: Floats, tokens_S: Ints) -> tuple[Floats, Ints]:
-        mine_2S = np.stack([values_S.view(np.int32), tokens_S.astype(np.int32)])
-        pairs_R2S = self._tp.all_gather(torch.from_numpy(mine_2S).to(self._device)).cpu().numpy()
+    def _largest_of_shards(self, values_S: torch.Tensor, ids_S: torch.Tensor) -> tuple[Floats, Ints]:
+        mine_2S = torch.stack([values_S.float().view(torch.int32), ids_S.int()])
+        pairs_R2S = self._tp.all_gather(mine_2S).cpu().numpy()
         values_RS = pairs_R2S[:, 0].view(np.float32)
         shard_S = values_RS.argmax(axis=0)  # NaN wins
         at = np.arange(len(shard_S))
@@ -219,14 +221,13 @@ class Sampler:
         return PromptLogprobs(part.slot, part.first, entries)
 
 
-def _largest(logits_SV: torch.Tensor) -> tuple[Floats, Ints]:
+def _largest(logits_SV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(value, index) of each row's largest logit, the first among equals; a row with NaN gives NaN."""
     if logits_SV.device.type != "cpu":
-        values_S, indices_S = logits_SV.max(dim=1)
-        return values_S.float().cpu().numpy(), indices_S.cpu().numpy()
-    logits = logits_SV.float().numpy()  # numpy's search is vectorized, torch's is not: a tenth of the time
+        return logits_SV.max(dim=1)
+    logits = logits_SV.numpy()  # numpy's search is vectorized, torch's is not: a tenth of the time
     indices = logits.argmax(axis=1)
-    return logits[np.arange(len(indices)), indices], indices
+    return torch.from_numpy(logits[np.arange(len(indices)), indices]), torch.from_numpy(indices)
 
 
 def _mask(rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:

@@ -28,8 +28,8 @@ class Rows:
     query_start_S1: npt.NDArray[np.int32]
     sampling_slots: Ints  # of the rows that choose one, over the sampling rows, as the two below
     sampled_positions: Ints  # where the chosen tokens go
-    admissions: int  # to any slot, before the step: while there are no more, no slot has been reused
     sampled_generations: Ints  # of their slots
+    admissions: int  # to any slot, before the step: while there are no more, no slot has been reused
     awaited_step: int  # the last one that sampled a token which these rows read
     total_tokens: int
     max_count: int
@@ -101,8 +101,8 @@ class BatchState:
             query_start_S1=query_start_S1,
             sampling_slots=sampling_slots,
             sampled_positions=self.known_N[sampling_slots],
-            admissions=self.admissions,
             sampled_generations=self.generation_N[sampling_slots],
+            admissions=self.admissions,
             awaited_step=int(self.sampled_in_N[slots_S].max()),
             total_tokens=int(query_start_S1[-1]),
             max_count=max(plan.counts, default=0),
