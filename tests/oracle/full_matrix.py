@@ -1,4 +1,9 @@
-"""Every layout, chunk size and preset against the oracle (hours): `python -m tests.oracle.full_matrix [PRESET...]`."""
+"""Every layout, chunk size and preset against the oracle (an hour on two idle cores).
+
+    python -m tests.oracle.full_matrix [PRESET...]
+
+Beside other work set OMP_WAIT_POLICY=passive, else threads that wait take the cores from those that compute.
+"""
 
 from __future__ import annotations
 
