@@ -7,9 +7,8 @@ import torch
 from remuda.config.model import ModelConfig
 from remuda.layers.base import BuildContext
 from remuda.models.interfaces import Model, SupportsPP
-from remuda.models.llama import LlamaForCausalLM
-from remuda.models.llama4.model import Llama4ForConditionalGeneration
-from remuda.models.llama4.text import Llama4ForCausalLM
+from remuda.models.llama.model import LlamaForCausalLM
+from remuda.models.llama4.model import Llama4ForCausalLM, Llama4ForConditionalGeneration
 from remuda.parallel.collectives import Communicator
 from remuda.parallel.topology import Topology
 from remuda.planner.layout import check_tensor_parallel

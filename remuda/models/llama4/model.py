@@ -1,21 +1,38 @@
-"""Llama 4 with its vision tower, which lives on every TP rank of the first stage."""
+"""Llama 4: dense and mixture-of-experts layers, chunked-local and full attention; with its vision tower or without."""
 
 from __future__ import annotations
 
 import torch
 
-from remuda.layers.base import BuildContext
+from remuda.layers.base import BuildContext, Layer
+from remuda.layers.mlp import MLP
+from remuda.layers.moe import SigmoidMoE
 from remuda.models.decoder import Decoder
 from remuda.models.interfaces import SupportsImages
-from remuda.models.llama4.text import feed_forward
 from remuda.models.llama4.vision import VisionTower
 
 
-class Llama4ForConditionalGeneration(Decoder, SupportsImages):
+class Llama4ForCausalLM(Decoder):
+    """The text model alone, as checkpoints without a vision tower store it."""
+
     def __init__(self, context: BuildContext) -> None:
-        super().__init__(context, "language_model.model", "language_model.lm_head", feed_forward)
+        super().__init__(context, prefix="model", head="lm_head", feed_forward=_feed_forward)
+
+
+class Llama4ForConditionalGeneration(Decoder, SupportsImages):
+    """With the vision tower, which lives on every TP rank of the first stage."""
+
+    def __init__(self, context: BuildContext) -> None:
+        super().__init__(context, "language_model.model", "language_model.lm_head", feed_forward=_feed_forward)
         if context.topology.is_first_stage:
             self.vision = VisionTower(context)
 
     def encode_images(self, tiles_N3SS: torch.Tensor) -> torch.Tensor:
         return self.vision(tiles_N3SS)
+
+
+def _feed_forward(context: BuildContext, prefix: str, index: int) -> Layer:
+    name = f"{prefix}.feed_forward"
+    if context.config.layers[index].moe:
+        return SigmoidMoE(context, name)
+    return MLP(context, name, context.config.intermediate_size)
