@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_maverick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama 4 with images: 8 layers, 8 experts, bfloat16."""
-    from remuda.weights.tiny import make_tiny  # imports torch, which tests of the control plane never need
+    from remuda.tiny import make_tiny  # imports torch, which tests of the control plane never need
 
     path = tmp_path_factory.mktemp("checkpoints") / "maverick"
     make_tiny("maverick", path)

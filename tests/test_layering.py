@@ -19,7 +19,7 @@ BELOW["parallel"] = BELOW["weights"] = _base | {"kernels"}
 BELOW["kernels"] = _base
 BELOW["layers"] = _base | {"kernels", "weights", "parallel"}
 BELOW["models"] = BELOW["layers"] | {"layers"}
-BELOW["worker"] = BELOW["models"] | {"models"}
+BELOW["worker"] = BELOW["tiny"] = BELOW["models"] | {"models"}
 BELOW["engine"] = _base | {"parallel"}
 BELOW["executor"] = BELOW["worker"] | {"worker", "engine"}
 BELOW["server"] = BELOW["engine"] | {"engine"}

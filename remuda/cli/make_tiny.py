@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("directory", help="where to; must not exist yet, or be empty")
     options = parser.read(argv)
-    from remuda.weights.tiny import make_tiny
+    from remuda.tiny import make_tiny
 
     directory = Path(options["directory"])
     try:

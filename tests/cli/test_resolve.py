@@ -15,7 +15,7 @@ from remuda.config.kv_groups import pages_of_sequence
 from remuda.config.locate import find_model
 from remuda.config.parser import options_from_keywords
 from remuda.protocol.errors import ConfigError
-from remuda.weights.tiny.configs import llama3_config, maverick_config
+from remuda.tiny.configs import llama3_config, maverick_config
 
 
 @pytest.fixture

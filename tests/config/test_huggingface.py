@@ -12,7 +12,7 @@ import pytest
 from remuda.config.huggingface import read_model_config
 from remuda.config.model import AttentionKind, ImageTokens, ModelConfig, MoEConfig, RopeScaling
 from remuda.protocol.errors import ConfigError
-from remuda.weights.tiny import configs
+from remuda.tiny import configs
 
 Edit = Callable[[dict[str, Any]], object]
 MAVERICK = configs.maverick_config({}, {}) | {"torch_dtype": "bfloat16"}

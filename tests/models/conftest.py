@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from remuda.weights.tiny import make_tiny
+from remuda.tiny import make_tiny
 from tests.models.reference import load_reference, reference_logits
 
 PROMPT = torch.randint(0, 1000, (140,), generator=torch.Generator().manual_seed(1)).tolist()  # two chunks and a bit

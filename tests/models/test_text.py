@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from remuda.weights.tiny import make_tiny
+from remuda.tiny import make_tiny
 from tests.models.conftest import PROMPT
 from tests.models.reference import load_reference, reference_logits
 from tests.models.replica import Replica

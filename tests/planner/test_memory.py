@@ -11,7 +11,7 @@ from remuda.parallel.collectives import SingleRank
 from remuda.parallel.topology import topology_of
 from remuda.planner.memory import check_weights_fit, layouts_that_fit, memory_table, plan_memory
 from remuda.protocol.errors import ConfigError
-from remuda.weights.tiny import make_tiny
+from remuda.tiny import make_tiny
 from tests.planner.models import llama4
 
 LAYOUTS = [(1, (48,), False), (8, (25, 23), False), (8, (10, 20, 18), True), (4, (48,), True), (2, (1, 46, 1), False)]

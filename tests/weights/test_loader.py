@@ -15,9 +15,9 @@ from remuda.models.interfaces import Model
 from remuda.models.registry import build_model
 from remuda.parallel.collectives import SingleRank
 from remuda.parallel.topology import Topology
+from remuda.tiny import KINDS, make_tiny
 from remuda.weights.loader import load_parameters
 from remuda.weights.parameter import region_shape
-from remuda.weights.tiny import KINDS, make_tiny
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from remuda.weights.tiny.tokenizer import LLAMA3_NAMES, LLAMA4_NAMES, ORDINARY_TOKENS, special_tokens
+from remuda.tiny.tokenizer import LLAMA3_NAMES, LLAMA4_NAMES, ORDINARY_TOKENS, special_tokens
 
 Config = dict[str, Any]
 

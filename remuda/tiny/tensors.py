@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from remuda.weights.tiny.tokenizer import ORDINARY_TOKENS
+from remuda.tiny.tokenizer import ORDINARY_TOKENS
 
 Named = Iterator[tuple[str, torch.Tensor]]
 _CLUSTER = 12.0  # length of the direction in an embedding, whose noise has length sqrt(hidden)

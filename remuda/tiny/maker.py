@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from remuda.protocol.errors import ConfigError
+from remuda.tiny import configs, tensors
+from remuda.tiny.tokenizer import LLAMA3_NAMES, LLAMA4_NAMES, ORDINARY_TOKENS, special_tokens, tokenizer_json
 from remuda.weights.checkpoint import INDEX_FILE, SINGLE_FILE
-from remuda.weights.tiny import configs, tensors
-from remuda.weights.tiny.tokenizer import LLAMA3_NAMES, LLAMA4_NAMES, ORDINARY_TOKENS, special_tokens, tokenizer_json
 
 KINDS = ("maverick", "maverick-text", "maverick-fp8", "scout", "scout-fp8", "llama3")
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
