@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent / "remuda"
 
 # Which folders each folder may import (beside itself).
 BELOW: dict[str, set[str]] = {"protocol": set(), "config": {"protocol"}}
-BELOW["planner"] = BELOW["text"] = BELOW["metrics"] = {"config", "protocol"}
-_base = {"planner", "text", "metrics", "config", "protocol"}
+BELOW["text"] = BELOW["metrics"] = {"config", "protocol"}
+_base = {"text", "metrics", "config", "protocol"}
 BELOW["parallel"] = BELOW["weights"] = _base | {"kernels"}
 BELOW["kernels"] = _base
 BELOW["layers"] = _base | {"kernels", "weights", "parallel"}
 BELOW["models"] = BELOW["layers"] | {"layers"}
-BELOW["worker"] = BELOW["tiny"] = BELOW["models"] | {"models"}
+BELOW["planner"] = BELOW["tiny"] = BELOW["models"] | {"models"}
+BELOW["worker"] = BELOW["planner"] | {"planner"}
 BELOW["engine"] = _base | {"parallel"}
 BELOW["executor"] = BELOW["worker"] | {"worker", "engine"}
 BELOW["server"] = BELOW["engine"] | {"engine"}
@@ -27,7 +28,13 @@ BELOW["evaluation"] = _base
 BELOW["cli"] = BELOW["llm"] = set(BELOW) | {"cli", "llm"}
 
 TORCH_FREE = ("protocol", "config", "planner", "text", "metrics", "engine", "server")
-TORCH_FREE_MODULES = ("remuda", "remuda.parallel.topology", "remuda.executor.multiproc", "remuda.cli.main")
+TORCH_FREE_MODULES = (
+    "remuda",
+    "remuda.parallel.topology",
+    "remuda.models.registry",
+    "remuda.executor.multiproc",
+    "remuda.cli.main",
+)
 
 
 def imports_of(path: Path) -> set[str]:

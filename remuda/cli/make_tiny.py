@@ -7,15 +7,17 @@ from pathlib import Path
 
 from remuda.config.arguments import Flag, FlagGroup
 from remuda.config.parser import FlagParser
+from remuda.models.registry import TINY_KINDS
 from remuda.protocol.errors import ConfigError
 
 FLAGS = FlagGroup(
     "checkpoint",
     (
         Flag("kind", "what to imitate", default="maverick",
-             choices=("maverick", "maverick-text", "maverick-fp8", "scout", "scout-fp8", "llama3")),
+             choices=tuple(TINY_KINDS)),
         Flag("dtype", "how the weights are stored", default="bfloat16", choices=("bfloat16", "float32")),
         Flag("seed", "seed of the weights", int, 0),
+        Flag("list", "say what each kind imitates, and write nothing", bool, False),
     ),
 )  # fmt: skip
 
@@ -24,8 +26,13 @@ def run(argv: Sequence[str]) -> int:
     parser = FlagParser(
         "remuda make-tiny", "Write a tiny random checkpoint in Hugging Face's layout.", (FLAGS,), operand="DIRECTORY"
     )
-    parser.add_argument("directory", help="where to; must not exist yet, or be empty")
+    parser.add_argument("directory", nargs="?", help="where to; must not exist yet, or be empty")
     options = parser.read(argv)
+    if options["list"]:
+        print("\n".join(f"{name:<16}{kind.about}" for name, kind in TINY_KINDS.items()))
+        return 0
+    if options["directory"] is None:
+        raise ConfigError("say which directory to write to; `remuda make-tiny --list` shows what can be made")
     from remuda.tiny import make_tiny
 
     directory = Path(options["directory"])

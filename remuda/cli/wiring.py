@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig
-from remuda.config.huggingface import read_model_config
 from remuda.config.kv_groups import pages_of_sequence
 from remuda.config.locate import find_model
 from remuda.config.model import ModelConfig
 from remuda.config.resolve import resolve_engine
 from remuda.engine.ports import Executor
 from remuda.executor.sizing import most_useful_pages
+from remuda.models.registry import read_model_config
 from remuda.planner.host import free_host_bytes
 from remuda.planner.layout import check_tensor_parallel
 from remuda.planner.memory import StageMemory, check_weights_fit, plan_memory

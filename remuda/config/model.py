@@ -25,10 +25,10 @@ class LayerConfig(msgspec.Struct, frozen=True):
     """What differs from layer to layer."""
 
     attention: AttentionKind
-    rope: bool
-    qk_norm: bool
-    temperature_tuning: bool
-    moe: bool
+    rope: bool = True
+    qk_norm: bool = False
+    temperature_tuning: bool = False
+    moe: bool = False
     fp8: tuple[str, ...] = ()  # which of attention, dense, shared_expert, routed_experts the checkpoint has in float8
 
 
@@ -96,16 +96,16 @@ class ModelConfig(msgspec.Struct, frozen=True):
     rope_scaling: RopeScaling | None
     rope_interleaved: bool
     layers: tuple[LayerConfig, ...]
-    attention_chunk: int | None
-    temperature_floor: float
-    temperature_scale: float
     tie_word_embeddings: bool
-    moe: MoEConfig | None
-    vision: VisionConfig | None
-    image_tokens: ImageTokens | None
     quant: QuantConfig | None
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    attention_chunk: int | None = None
+    temperature_floor: float = 1.0
+    temperature_scale: float = 0.0
+    moe: MoEConfig | None = None
+    vision: VisionConfig | None = None
+    image_tokens: ImageTokens | None = None
     generation_defaults: dict[str, float] = {}  # temperature, top_p, ... of generation_config.json
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from remuda.config.fields import Fields
 from remuda.config.model import QuantConfig
 from remuda.protocol.errors import ConfigError
 
@@ -38,3 +39,33 @@ class QuantRule:
                 f"quantization_config.ignore must treat {', '.join(modules)} alike: they run as one layer"
             )
         return covered.pop()
+
+
+def read_quantization(root: Fields) -> QuantConfig | None:
+    """compressed-tensors with static FP8 weights per output channel; anything else is refused."""
+    if "quantization_config" not in root:
+        return None
+    quant = root.child("quantization_config")
+    method, form = quant.get("quant_method", str), quant.get("format", str, "float-quantized")
+    if method != "compressed-tensors" or form != "float-quantized":
+        raise quant.refuse(
+            "quant_method",
+            f"{method!r} (format {form!r}) is not supported; supported: compressed-tensors, float-quantized",
+        )
+    if "kv_cache_scheme" in quant:
+        raise quant.refuse("kv_cache_scheme", "must be null: quantized KV caches are not supported")
+    groups = quant.child("config_groups")
+    for name in groups.values:
+        group = groups.child(name)
+        weights = group.child("weights")
+        scheme = tuple(weights.values.get(key) for key in ("num_bits", "type", "strategy", "symmetric"))
+        if scheme != (8, "float", "channel", True):
+            raise weights.refuse(
+                "strategy", f"{scheme} is not supported; supported: 8-bit float, per channel, symmetric"
+            )
+        if group.values.get("targets") != ["Linear"]:
+            raise group.refuse("targets", 'must be ["Linear"]; use "ignore" for what stays unquantized')
+    ignore = quant.values.get("ignore") or []
+    if not isinstance(ignore, list) or not all(isinstance(entry, str) for entry in ignore):
+        raise quant.refuse("ignore", "must be a list of module names or re: patterns")
+    return QuantConfig("compressed-tensors", tuple(ignore))

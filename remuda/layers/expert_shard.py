@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remuda.layers.base import BuildContext
-from remuda.planner.layout import expert_range
+from remuda.parallel.topology import expert_range
 from remuda.weights.parameter import Slice
 
 Slices = tuple[tuple[Slice, ...], tuple[Slice, ...]]  # of gate_up, of down

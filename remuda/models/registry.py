@@ -1,40 +1,85 @@
-"""From an architecture's name to the model of one rank."""
+"""From an architecture's name to all that is known of it: its config reader, model and tiny checkpoints."""
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from remuda.config.model import ModelConfig
-from remuda.layers.base import BuildContext
-from remuda.models.interfaces import Model, SupportsPP
-from remuda.models.llama.model import LlamaForCausalLM
-from remuda.models.llama4.model import Llama4ForCausalLM, Llama4ForConditionalGeneration
-from remuda.parallel.collectives import Communicator
+import msgspec
+
+from remuda.config.generation import with_generation_config
+from remuda.config.huggingface import open_config
+from remuda.config.model import LayerConfig, ModelConfig
+from remuda.config.quant import QuantRule
+from remuda.models import llama, llama4
+from remuda.models.architecture import Architecture
+from remuda.models.tiny import TinyKind
 from remuda.parallel.topology import Topology
-from remuda.planner.layout import check_tensor_parallel
 from remuda.protocol.errors import ConfigError
 
-MODELS: dict[str, type[Model]] = {
-    "Llama4ForConditionalGeneration": Llama4ForConditionalGeneration,
-    "Llama4ForCausalLM": Llama4ForCausalLM,
-    "LlamaForCausalLM": LlamaForCausalLM,
+if TYPE_CHECKING:
+    import torch
+
+    from remuda.models.interfaces import Model
+    from remuda.parallel.collectives import Communicator
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.name: architecture for folder in (llama4, llama) for architecture in folder.ARCHITECTURES
+}
+TINY_KINDS: dict[str, TinyKind] = {
+    kind: tiny for architecture in ARCHITECTURES.values() for kind, tiny in architecture.tiny.items()
 }
 
 
-def check_architecture(architecture: str, pp_size: int) -> None:
+def read_model_config(path: str | Path, dtype: str = "auto") -> ModelConfig:
+    """The model in checkpoint directory `path`, to be computed in `dtype` (auto, bfloat16 or float32).
+
+    Raises ConfigError naming the file and the field that is missing, malformed or asks for something unsupported.
+    """
+    directory = Path(path)
+    root = open_config(directory)
+    name = str(root.values["architectures"][0])
+    if name not in ARCHITECTURES:
+        raise root.refuse("architectures", f"{name!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[name]
+    config = _with_quantized_parts(architecture.read_config(root, directory, dtype), architecture)
+    return with_generation_config(config, directory)
+
+
+def _with_quantized_parts(config: ModelConfig, architecture: Architecture) -> ModelConfig:
+    """Each layer's parts that the checkpoint keeps in float8, told by one module of each: parts are quantized whole."""
+    rule = QuantRule(config.quant)
+    if not rule.quantized:
+        return config
+
+    def parts(index: int, layer: LayerConfig) -> tuple[str, ...]:
+        here = ("attention", "shared_expert", "routed_experts") if layer.moe else ("attention", "dense")
+        modules = {part: module.format(index=index) for part, module in architecture.modules.items() if part in here}
+        return tuple(part for part, module in modules.items() if rule.covers(module))
+
+    layers = tuple(msgspec.structs.replace(layer, fp8=parts(index, layer)) for index, layer in enumerate(config.layers))
+    return msgspec.structs.replace(config, layers=layers)
+
+
+def check_architecture(name: str, pp_size: int) -> None:
     """Raise ConfigError, saying what is supported, if no model is registered or it cannot run in `pp_size` stages."""
-    model = MODELS.get(architecture)
-    if model is None:
-        raise ConfigError(f"architecture {architecture!r} is not supported; supported: {', '.join(MODELS)}")
-    if pp_size > 1 and not issubclass(model, SupportsPP):
-        able = ", ".join(name for name, candidate in MODELS.items() if issubclass(candidate, SupportsPP))
-        raise ConfigError(f"{architecture} does not support --pipeline-parallel-size {pp_size}; those that do: {able}")
+    from remuda.models.interfaces import SupportsPP
+
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"architecture {name!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    if pp_size > 1 and not ARCHITECTURES[name].supports(SupportsPP):
+        able = ", ".join(other.name for other in ARCHITECTURES.values() if other.supports(SupportsPP))
+        raise ConfigError(f"{name} does not support --pipeline-parallel-size {pp_size}; those that do: {able}")
 
 
 def build_model(
     config: ModelConfig, topology: Topology, comm: Communicator, device: torch.device | str = "cpu"
 ) -> Model:
     """This rank's share, described but without weights: nothing is allocated before load()."""
+    import torch
+
+    from remuda.layers.base import BuildContext
+
     check_architecture(config.architecture, topology.pp_size)
-    check_tensor_parallel(config, topology.tp_size, topology.expert_parallel)
-    return MODELS[config.architecture](BuildContext(config, topology, comm, torch.device(device)))
+    model = ARCHITECTURES[config.architecture].model_class()
+    return model(BuildContext(config, topology, comm, torch.device(device)))

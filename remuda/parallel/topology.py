@@ -72,3 +72,8 @@ def node_of(rank: int, parallel: ParallelConfig) -> int:
 def node_ranks(node: int, parallel: ParallelConfig) -> range:
     per_node = parallel.world_size // parallel.nnodes
     return range(node * per_node, (node + 1) * per_node)
+
+
+def expert_range(num_experts: int, tp_size: int, tp_rank: int) -> range:
+    """Experts that a rank holds whole under expert parallelism: contiguous, counts differ by at most one."""
+    return range(num_experts * tp_rank // tp_size, num_experts * (tp_rank + 1) // tp_size)

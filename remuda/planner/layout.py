@@ -37,8 +37,3 @@ def check_tensor_parallel(model: ModelConfig, tp_size: int, expert_parallel: boo
     if obstacle is not None:
         sizes = ", ".join(map(str, working_tensor_parallel_sizes(model, expert_parallel)))
         raise ConfigError(f"--tensor-parallel-size {tp_size} does not work: {obstacle}; sizes that work: {sizes}")
-
-
-def expert_range(num_experts: int, tp_size: int, tp_rank: int) -> range:
-    """Experts that a rank holds whole under expert parallelism: contiguous, counts differ by at most one."""
-    return range(num_experts * tp_rank // tp_size, num_experts * (tp_rank + 1) // tp_size)

@@ -10,19 +10,15 @@ from typing import Any
 
 import torch
 
+from remuda.models.registry import TINY_KINDS
+from remuda.models.tiny import Config, SpecialTokens, TinyKind
 from remuda.protocol.errors import ConfigError
-from remuda.tiny import configs, tensors
-from remuda.tiny.tokenizer import LLAMA3_NAMES, LLAMA4_NAMES, ORDINARY_TOKENS, special_tokens, tokenizer_json
+from remuda.tiny.float8 import fp8_config, quantize, unquantized_linears
+from remuda.tiny.tensors import draw
+from remuda.tiny.tokenizer import tokenizer_json
 from remuda.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 
-KINDS = ("maverick", "maverick-text", "maverick-fp8", "scout", "scout-fp8", "llama3")
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
-_REGEX_IGNORE = ["re:.*lm_head", "re:.*self_attn", "re:.*router", "re:.*vision_model", "re:.*multi_modal_projector"]
-_LLAMA3_TEMPLATE = (
-    "{{- bos_token -}}{%- for m in messages -%}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
-    "+ (m['content'] | trim) + '<|eot_id|>' -}}{%- endfor -%}{%- if add_generation_prompt -%}"
-    "{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}"
-)
 
 Tensors = list[tuple[str, torch.Tensor]]
 
@@ -33,50 +29,38 @@ def make_tiny(
     seed: int = 0,
     dtype: str = "bfloat16",
     shards: int = 3,
-    text: dict[str, Any] | None = None,
-    vision: dict[str, Any] | None = None,
+    text: Config | None = None,
+    vision: Config | None = None,
 ) -> None:
-    """Write a checkpoint of `kind` (see KINDS) into directory `path`.
+    """Write a checkpoint of `kind` (see registry.TINY_KINDS) into directory `path`.
 
     Weights are random but fixed by `seed`; float32 stores the same bfloat16-rounded numbers. `text` and `vision` change
-    values of the two configs, sizes included. The routed experts of maverick-fp8 are float8 with module names in
-    `ignore`; scout-fp8 adds the shared experts and uses patterns.
+    values of the two configs, sizes included.
     """
-    if kind not in KINDS or dtype not in ("bfloat16", "float32"):
-        raise ConfigError(f"cannot make {kind!r} in {dtype}: kinds are {', '.join(KINDS)}; bfloat16 or float32")
+    described = TINY_KINDS.get(kind)
+    if described is None or dtype not in ("bfloat16", "float32"):
+        raise ConfigError(f"cannot make {kind!r} in {dtype}: kinds are {', '.join(TINY_KINDS)}; bfloat16 or float32")
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
-    config, named = _build(kind, seed, text or {}, vision or {})
+    config, named = _build(described, seed, text or {}, vision or {})
     if dtype == "float32":
         named = [(n, t.float() if t.dtype == torch.bfloat16 and not n.endswith("_scale") else t) for n, t in named]
     for part in (config, config.get("text_config", config)):
         part["torch_dtype"] = dtype
     _write_json(directory / "config.json", config)
     _write_shards(directory, named, shards)
-    _write_tokenizer(directory, config, LLAMA3_NAMES if kind == "llama3" else LLAMA4_NAMES)
-    if "vision_config" in config:
-        _write_image_settings(directory, config["vision_config"])
+    _write_tokenizer(directory, config, described.tokens)
+    for name, content in described.files(config).items():
+        _write_json(directory / name, content)
 
 
-def _build(kind: str, seed: int, text: dict[str, Any], vision: dict[str, Any]) -> tuple[dict[str, Any], Tensors]:
-    family, _, variant = kind.partition("-")
-    if family == "llama3":
-        config = configs.llama3_config(text)
-        return config, list(tensors.llama3_tensors(config, seed))
-    if family == "maverick":
-        config = configs.maverick_config(text, vision, text_only=variant == "text")
-    else:
-        config = configs.scout_config(text, vision)
-    named = tensors.llama4_tensors(config, seed)
-    if variant != "fp8":
+def _build(kind: TinyKind, seed: int, text: Config, vision: Config) -> tuple[Config, Tensors]:
+    config = kind.config(text, vision)
+    named = draw(kind.tensors(config), seed)
+    if kind.float8 is None:
         return config, list(named)
-    quantized = list(tensors.quantize(named, also_shared=family == "scout"))
-    scaled = {name.removesuffix("_scale") for name, _ in quantized if name.endswith("_scale")}
-    plain = [
-        n.removesuffix(".weight") for n, t in quantized if n.endswith(".weight") and t.dim() == 2 and n not in scaled
-    ]
-    linear = [name for name in plain if "embed" not in name or "patch_embedding" in name]
-    return configs.fp8_config(config, linear if family == "maverick" else _REGEX_IGNORE), quantized
+    quantized = list(quantize(named, kind.float8))
+    return fp8_config(config, list(kind.float8.ignore) or unquantized_linears(quantized)), quantized
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -117,23 +101,12 @@ def _write_safetensors(path: Path, named: Tensors) -> None:
             file.write(tensor.contiguous().view(torch.uint8).numpy().data)
 
 
-def _write_tokenizer(directory: Path, config: dict[str, Any], names: dict[str, int]) -> None:
+def _write_tokenizer(directory: Path, config: Config, special: SpecialTokens) -> None:
     text = config.get("text_config", config)
-    tokens = special_tokens(names)
-    bos, eos, pad = (
-        tokens[0],
-        tokens[text["eos_token_id"][-1] - ORDINARY_TOKENS],
-        next(t for t in tokens if "_pad" in t),
-    )
-    if names is LLAMA4_NAMES:
-        template = (
-            (resources.files("remuda") / "assets" / "llama4_chat_template.jinja").read_text(encoding="utf-8").rstrip()
-        )
-    else:
-        template = _LLAMA3_TEMPLATE
-    content = tokenizer_json(names)
+    template = (resources.files("remuda") / "assets" / special.template).read_text(encoding="utf-8").rstrip()
+    content = tokenizer_json(special)
     _write_json(directory / "tokenizer.json", content)
-    named = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+    named = {"bos_token": special.bos, "eos_token": special.end_of_turn, "pad_token": special.pad}
     added = {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in content["added_tokens"]}
     _write_json(
         directory / "tokenizer_config.json",
@@ -143,23 +116,7 @@ def _write_tokenizer(directory: Path, config: dict[str, Any], names: dict[str, i
             "tokenizer_class": "PreTrainedTokenizerFast",
         },
     )  # fmt: skip
-    _write_json(directory / "special_tokens_map.json", named)
+    _write_json(directory / "special_tokens_map.json", {name: token for name, token in named.items() if token})
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     generation = {"bos_token_id": text["bos_token_id"], "eos_token_id": text["eos_token_id"], "do_sample": True}
     _write_json(directory / "generation_config.json", generation | {"temperature": 0.6, "top_p": 0.9})
-
-
-def _write_image_settings(directory: Path, vision: dict[str, Any]) -> None:
-    size = vision["image_size"]
-    preprocessor = {
-        "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5], "image_processor_type": "Llama4ImageProcessorFast", "image_std": [0.5, 0.5, 0.5],
-        "max_patches": 16, "processor_class": "Llama4Processor", "resample": 2, "rescale_factor": 1 / 255,
-        "resize_to_max_canvas": False, "size": {"height": size, "width": size},
-    }  # fmt: skip
-    processor = {
-        "fake_image_token": "<|image|>", "image_token": "<|image|>", "patch_size": vision["patch_size"],
-        "pixel_shuffle_ratio": vision["pixel_shuffle_ratio"], "processor_class": "Llama4Processor",
-    }  # fmt: skip
-    _write_json(directory / "preprocessor_config.json", preprocessor)
-    _write_json(directory / "processor_config.json", processor)

@@ -1,8 +1,4 @@
-"""A small byte-level BPE tokenizer, learned here from a word list, with the special tokens of a model family.
-
-Special tokens follow the ordinary ones in the published order, so that id = published id - first published special id
-+ ORDINARY_TOKENS.
-"""
+"""A small byte-level BPE tokenizer, learned here from a word list, with the special tokens of a model family."""
 
 from __future__ import annotations
 
@@ -11,18 +7,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-ORDINARY_TOKENS = 1000
-
-LLAMA4_NAMES = {
-    "<|begin_of_text|>": 0, "<|end_of_text|>": 1, "<|fim_prefix|>": 2, "<|fim_middle|>": 3, "<|fim_suffix|>": 4,
-    "<|header_start|>": 5, "<|header_end|>": 6, "<|eom|>": 7, "<|eot|>": 8, "<|step|>": 9, "<|python_start|>": 16,
-    "<|python_end|>": 17, "<|finetune_right_pad|>": 18, "<|image_start|>": 80, "<|image_end|>": 81,
-    "<|tile_x_separator|>": 84, "<|tile_y_separator|>": 85, "<|image|>": 90, "<|patch|>": 92,
-}  # fmt: skip
-LLAMA3_NAMES = {
-    "<|begin_of_text|>": 0, "<|end_of_text|>": 1, "<|finetune_right_pad_id|>": 4, "<|start_header_id|>": 6,
-    "<|end_header_id|>": 7, "<|eom_id|>": 8, "<|eot_id|>": 9, "<|python_tag|>": 10,
-}  # fmt: skip
+from remuda.models.tiny import ORDINARY_TOKENS, SpecialTokens
 
 # How text is split before merging: words with one leading character, up to three digits, punctuation, white space.
 _SPLIT = (
@@ -104,15 +89,7 @@ def _merge(symbols: list[str], pair: tuple[str, str]) -> None:
         at += 1
 
 
-def special_tokens(names: dict[str, int]) -> list[str]:
-    """Special tokens in id order, gaps filled with reserved ones, up to a multiple of 8."""
-    count = max(names.values()) + 1
-    count += -count % 8
-    by_offset = {offset: name for name, offset in names.items()}
-    return [by_offset.get(offset, f"<|reserved_special_token_{offset}|>") for offset in range(count)]
-
-
-def tokenizer_json(names: dict[str, int]) -> dict[str, Any]:
+def tokenizer_json(special: SpecialTokens) -> dict[str, Any]:
     """The content of tokenizer.json, as the `tokenizers` library reads it."""
     alphabet = sorted(byte_alphabet())
     merges = learn_merges(ORDINARY_TOKENS - len(alphabet))
@@ -120,13 +97,12 @@ def tokenizer_json(names: dict[str, int]) -> dict[str, Any]:
     assert len(set(tokens)) == ORDINARY_TOKENS
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    bos = "<|begin_of_text|>"
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": ORDINARY_TOKENS + i, "content": token, **flags} for i, token in enumerate(special_tokens(names))
+            {"id": ORDINARY_TOKENS + i, "content": token, **flags} for i, token in enumerate(special.names())
         ],
         "normalizer": None,
         "pre_tokenizer": {
@@ -136,12 +112,7 @@ def tokenizer_json(names: dict[str, int]) -> dict[str, Any]:
                 byte_level,
             ],
         },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {bos: {"id": bos, "ids": [ORDINARY_TOKENS], "tokens": [bos]}},
-        },
+        "post_processor": _begin_with(special.bos, special[special.bos]) if special.bos else None,
         "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -149,3 +120,13 @@ def tokenizer_json(names: dict[str, int]) -> dict[str, Any]:
             "vocab": {token: i for i, token in enumerate(tokens)}, "merges": [list(pair) for pair in merges],
         },
     }  # fmt: skip
+
+
+def _begin_with(token: str, token_id: int) -> dict[str, Any]:
+    """The post-processor that writes `token` in front of every text."""
+    return {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+    }

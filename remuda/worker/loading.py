@@ -9,8 +9,7 @@ from remuda.layers.base import BuildContext
 from remuda.models.interfaces import Model
 from remuda.models.registry import build_model
 from remuda.parallel.collectives import Communicator
-from remuda.parallel.topology import Topology
-from remuda.planner.layout import expert_range
+from remuda.parallel.topology import Topology, expert_range
 from remuda.weights.loader import LoadReport, Progress
 from remuda.worker.simulated import SimulatedModel
 

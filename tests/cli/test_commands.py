@@ -61,6 +61,7 @@ def test_every_command_explains_itself_without_torch(command: str) -> None:
         (["generate"], "no prompt"),
         (["make-tiny", "/proc/self/nowhere"], "cannot write to /proc/self/nowhere"),
         (["make-tiny", __file__], "Not a directory"),
+        (["make-tiny"], "say which directory"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_1(argv: list[str], expected: str) -> None:
@@ -112,6 +113,12 @@ def test_a_server_that_cannot_work_says_so_before_it_has_read_the_weights(
     assert done.returncode == 1
     assert expected in done.stderr.strip().splitlines()[-1]
     assert "ready after" not in done.stderr
+
+
+def test_make_tiny_lists_what_it_can_make() -> None:
+    done = remuda("make-tiny", "--list")
+    assert done.returncode == 0
+    assert {"maverick", "scout-fp8", "llama3"} <= {line.split()[0] for line in done.stdout.splitlines()}
 
 
 def test_make_tiny_refuses_a_full_directory(tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ from remuda.config.engine import EngineConfig
 from remuda.config.kv_groups import pages_of_sequence
 from remuda.config.locate import find_model
 from remuda.config.parser import options_from_keywords
+from remuda.models.llama.tiny import llama3_config
+from remuda.models.llama4.tiny import maverick_config
 from remuda.protocol.errors import ConfigError
-from remuda.tiny.configs import llama3_config, maverick_config
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Eight layers, eight heads, eight experts: a config is all that resolving needs."""
-    (tmp_path / "config.json").write_text(json.dumps(maverick_config({}, {}, text_only=False)))
+    (tmp_path / "config.json").write_text(json.dumps(maverick_config({}, {})))
     return tmp_path
 
 
@@ -106,7 +107,7 @@ def test_what_cannot_work_is_refused(model: Path, keywords: dict[str, Any], expe
 
 
 def test_expert_parallel_needs_experts(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(llama3_config({})))
+    (tmp_path / "config.json").write_text(json.dumps(llama3_config({}, {})))
     assert "no experts" in refused(tmp_path, enable_expert_parallel=True)
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-from remuda.config.huggingface import read_model_config
 from remuda.config.kv_groups import kv_groups, stage_depth
 from remuda.config.model import ModelConfig
 from remuda.layers.batch import ForwardBatch
 from remuda.models.interfaces import Model
-from remuda.models.registry import build_model
+from remuda.models.registry import build_model, read_model_config
 from remuda.parallel.topology import Topology
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from remuda.config.model import MoEConfig
-from remuda.planner.layout import check_tensor_parallel, expert_range, working_tensor_parallel_sizes
+from remuda.planner.layout import check_tensor_parallel, working_tensor_parallel_sizes
 from remuda.protocol.errors import ConfigError
 from tests.planner.models import llama4
 
@@ -34,10 +34,3 @@ def test_whole_experts_need_no_even_intermediate_size() -> None:
 def test_expert_parallel_without_experts_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no experts"):
         check_tensor_parallel(llama4(moe=None, moe_step=99), 2, expert_parallel=True)
-
-
-@pytest.mark.parametrize(("experts", "ranks"), [(128, 8), (6, 4), (7, 7), (5, 1)])
-def test_every_expert_is_dealt_to_one_rank(experts: int, ranks: int) -> None:
-    dealt = [expert_range(experts, ranks, rank) for rank in range(ranks)]
-    assert [expert for owned in dealt for expert in owned] == list(range(experts))
-    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from remuda.config.engine import ParallelConfig
-from remuda.config.huggingface import read_model_config
-from remuda.models.registry import build_model
+from remuda.models.registry import build_model, read_model_config
 from remuda.parallel.collectives import SingleRank
 from remuda.parallel.topology import topology_of
 from remuda.planner.memory import check_weights_fit, layouts_that_fit, memory_table, plan_memory

@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from remuda.config.huggingface import read_model_config
 from remuda.models.interfaces import Model
-from remuda.models.registry import build_model
+from remuda.models.registry import TINY_KINDS, build_model, read_model_config
 from remuda.parallel.collectives import SingleRank
 from remuda.parallel.topology import Topology
-from remuda.tiny import KINDS, make_tiny
+from remuda.tiny import make_tiny
 from remuda.weights.loader import load_parameters
 from remuda.weights.parameter import region_shape
 
@@ -23,9 +22,9 @@ from remuda.weights.parameter import region_shape
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tiny")
-    for kind in KINDS:
+    for kind in TINY_KINDS:
         make_tiny(kind, root / kind, text={"num_hidden_layers": 4})
-    return {kind: root / kind for kind in KINDS}
+    return {kind: root / kind for kind in TINY_KINDS}
 
 
 def ranks(path: Path, tp: int, partition: tuple[int, ...], ep: bool = False, dtype: str = "auto") -> list[Model]:
@@ -43,13 +42,13 @@ def stored_bytes(path: Path) -> int:
     return sum(tensor.nbytes for file in path.glob("*.safetensors") for tensor in load_file(file).values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TINY_KINDS)
 def test_one_rank_reads_the_whole_checkpoint_once(checkpoints: dict[str, Path], kind: str) -> None:
     (model,) = ranks(checkpoints[kind], 1, (4,))
     assert model.load().checkpoint_bytes_read == stored_bytes(checkpoints[kind])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TINY_KINDS)
 @pytest.mark.parametrize("ep", [False, True])
 def test_ranks_share_the_checkpoint_without_overlap(checkpoints: dict[str, Path], kind: str, ep: bool) -> None:
     """Over TP4 x PP2 every tensor is read exactly once, but for what is replicated by design."""
@@ -107,7 +106,7 @@ def test_progress_counts_up_to_the_total(checkpoints: dict[str, Path]) -> None:
 
 _MEASURE = """
 import sys, torch
-from remuda.config.huggingface import read_model_config
+from remuda.models.registry import read_model_config
 from remuda.models.registry import build_model
 from remuda.parallel.collectives import SingleRank
 from remuda.parallel.topology import Topology

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from remuda.config.huggingface import read_model_config
 from remuda.config.model import AttentionKind, ImageTokens, ModelConfig, MoEConfig, RopeScaling
+from remuda.models.llama.tiny import llama3_config
+from remuda.models.llama4.tiny import maverick_config, maverick_text_config, scout_config
+from remuda.models.registry import read_model_config
 from remuda.protocol.errors import ConfigError
-from remuda.tiny import configs
+from remuda.tiny.float8 import fp8_config
 
 Edit = Callable[[dict[str, Any]], object]
-MAVERICK = configs.maverick_config({}, {}) | {"torch_dtype": "bfloat16"}
-SCOUT = configs.scout_config({}, {}) | {"torch_dtype": "bfloat16"}
-LLAMA = configs.llama3_config({}) | {"torch_dtype": "float32"}
+MAVERICK = maverick_config({}, {}) | {"torch_dtype": "bfloat16"}
+SCOUT = scout_config({}, {}) | {"torch_dtype": "bfloat16"}
+LLAMA = llama3_config({}, {}) | {"torch_dtype": "float32"}
 
 
 def read(path: Path, config: dict[str, Any], edit: Edit = lambda config: None, dtype: str = "auto") -> ModelConfig:
@@ -85,7 +87,7 @@ def test_what_transformers_5_writes_reads_the_same(tmp_path: Path) -> None:
 
 
 def test_a_flat_text_config(tmp_path: Path) -> None:
-    model = read(tmp_path, configs.maverick_config({}, {}, text_only=True))
+    model = read(tmp_path, maverick_text_config({}, {}))
     assert model.architecture == "Llama4ForCausalLM" and model.vision is None and model.image_tokens is None
     assert model.layers == read(tmp_path, MAVERICK).layers
 
@@ -126,7 +128,7 @@ def test_dtypes(tmp_path: Path) -> None:
 
 def test_fp8_with_both_styles_of_ignore(tmp_path: Path) -> None:
     for ignore in (["lm_head", "a.b"], ["re:.*lm_head"]):
-        quant = read(tmp_path, configs.fp8_config(MAVERICK, ignore)).quant
+        quant = read(tmp_path, fp8_config(MAVERICK, ignore)).quant
         assert quant is not None and quant.ignore == tuple(ignore)
 
 
@@ -142,7 +144,7 @@ def test_a_missing_field_is_named_with_its_file(tmp_path: Path, field: str) -> N
 
 def fp8(change: Edit) -> Edit:
     def edit(config: dict[str, Any]) -> None:
-        config.update(configs.fp8_config(config, []))
+        config.update(fp8_config(config, []))
         change(config["quantization_config"])
 
     return edit
