@@ -63,6 +63,11 @@ def config_of(stages: int = 1, **scheduler: int) -> EngineConfig:
     )
 
 
+def core_alone(config: EngineConfig) -> EngineCore:
+    executor = NoopExecutor(config)
+    return EngineCore(config, executor, executor.start(lambda _: None))
+
+
 def make_request(number: int, prompt: list[int], outputs: int) -> EngineRequest:
     sampling = SamplingParams(max_tokens=outputs, seed=number, eos_token_ids=[2])
     return EngineRequest(f"request-{number}", prompt, sampling, 0.0)
@@ -79,7 +84,7 @@ def steady_decode(stages: int, running: int, outputs: int, aligned: bool) -> tup
     """
     rng = random.Random(0)
     config = config_of(stages)
-    core = EngineCore(config, NoopExecutor(config))
+    core = core_alone(config)
     for number in range(running):
         length = 128 if aligned else rng.randint(16, 512)
         core.add(make_request(number, [rng.randrange(3, 1000) for _ in range(length)], outputs))
@@ -102,7 +107,7 @@ def churn(concurrency: int, requests: int) -> float:
     """Requests/s of short chats: a common prefix of 256 tokens, 64 more, 32 outputs. Admission, hits and endings."""
     rng = random.Random(0)
     config = config_of(max_num_seqs=concurrency)
-    core = EngineCore(config, NoopExecutor(config))
+    core = core_alone(config)
     prefix = [rng.randrange(3, 1000) for _ in range(256)]
     for number in range(requests):
         core.add(make_request(number, prefix + [rng.randrange(3, 1000) for _ in range(64)], 32))
@@ -120,7 +125,7 @@ def crowded_schedule(waiting: int, running: int) -> tuple[float, float]:
     trials = []
     for _ in range(5):
         config = config_of(max_num_seqs=running, max_num_batched_tokens=max(8192, 64 * running))
-        core = EngineCore(config, NoopExecutor(config))
+        core = core_alone(config)
         for number in range(running + waiting):
             core.add(make_request(number, [3 + number % 1000] * 32, 200))
         core.step()
@@ -148,7 +153,7 @@ def process_cpu_per_token(running: int, outputs: int) -> float:
 
     def serve() -> None:
         ours.close()
-        run_engine(config, lambda: NoopExecutor(config), theirs)
+        run_engine(config, NoopExecutor(config), theirs)
 
     process = multiprocessing.get_context("fork").Process(target=serve)
     process.start()

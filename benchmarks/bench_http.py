@@ -28,12 +28,13 @@ from tokenizers import decoders, models, pre_tokenizers
 from remuda.config.engine import EngineConfig, SchedulerConfig
 from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
 from remuda.engine.client import AsyncEngine
+from remuda.engine.connection import EngineConnection
 from remuda.metrics.serving import ServingMetrics
 from remuda.protocol.request import AbortRequest, EngineReady, EngineRequest, FinishReason, RequestOutput, StepOutputs
 from remuda.protocol.wire import WireError, engine_side_of_client
 from remuda.server.config import ServerConfig
 from remuda.server.listen import listen
-from remuda.server.serve import serve_http
+from remuda.server.serve import HttpServer
 from remuda.text.tokenizer import Tokenizer
 
 MAX_MODEL_LEN = 4096
@@ -119,10 +120,11 @@ def serve(sock: socket.socket, listening: socket.socket, folder: str, access_log
 
     async def main() -> None:
         engine = AsyncEngine(scheduler, ServingMetrics(MAX_MODEL_LEN))
-        await engine.connect(sock)
-        await engine.wait_ready()
+        connection = EngineConnection(engine, lambda: "it should not", lambda progress: None)
+        await connection.open(sock)
+        await connection.wait_ready()
         threading.Thread(target=answer, daemon=True).start()
-        await serve_http(server, config, engine, tokenizer, sock=listening)
+        await HttpServer(server, config, engine, tokenizer, listening, lambda url: None).serve_until_stopped()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

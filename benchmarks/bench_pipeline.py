@@ -21,7 +21,7 @@ from pathlib import Path
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig, SimulationConfig
 from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
 from remuda.engine.core import EngineCore
-from remuda.executor.multiproc import MultiprocExecutor
+from remuda.launch.local import LocalReplica
 from remuda.protocol.request import EngineRequest
 from remuda.protocol.sampling import SamplingParams
 
@@ -63,6 +63,7 @@ def engine_config(args: argparse.Namespace, trace_dir: str, prefill_token_ms: fl
         scheduler=SchedulerConfig(
             max_num_seqs=args.running, max_num_batched_tokens=args.max_num_batched_tokens, max_model_len=16384
         ),
+        native_kernels="off",
         simulation=SimulationConfig(base_ms=args.step_ms, prefill_token_ms=prefill_token_ms, trace_dir=trace_dir),
     )
 
@@ -149,12 +150,9 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as trace_dir:
         config = engine_config(args, trace_dir, args.prefill_token_ms if name == "mixed" else 0.0)
         assert config.simulation is not None
-        core = EngineCore(config, MultiprocExecutor(config))
-        try:
-            load = Load(core, args.running, args.long_share if name == "mixed" else 0.0)
+        with LocalReplica(config) as replica:
+            load = Load(replica.core, args.running, args.long_share if name == "mixed" else 0.0)
             begin, end, tokens = load.run(args.seconds)
-        finally:
-            core.shutdown()
         stages = read_intervals(trace_dir, args.stages, config.simulation)
     shares = [utilisation(intervals, begin, end) for intervals in stages]
     steps = sum(begin <= interval.start_s < end for interval in stages[0])

@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 from tqdm import tqdm
 
-from remuda.cli.wiring import engine_config, make_executor
 from remuda.config.arguments import OFFLINE_FLAGS
 from remuda.config.parser import options_from_keywords
-from remuda.engine.core import EngineCore
 from remuda.engine.intake import Intake
 from remuda.engine.output import OutputProcessor
+from remuda.launch.local import LocalReplica
+from remuda.launch.resolve import engine_config
 from remuda.protocol.errors import InvalidRequest
 from remuda.protocol.request import EngineStats, TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
@@ -98,7 +98,8 @@ class LLM:
         self.tokenizer = Tokenizer.from_dir(options["tokenizer"] or self.config.model.path)
         self._prompter = Prompter(self.config.model, self.tokenizer, chat_template)
         self._numbers = itertools.count()
-        self._core = EngineCore(self.config, make_executor(self.config, options["distributed_executor_backend"]))
+        self._replica = LocalReplica(self.config)
+        self._core = self._replica.core
         self._intake = Intake(self.config.model, self.tokenizer, self.config.scheduler.max_model_len)
 
     def generate(
@@ -145,7 +146,7 @@ class LLM:
 
     def close(self) -> None:
         """End every rank. Idempotent."""
-        self._core.shutdown()
+        self._replica.stop()
 
     def __enter__(self) -> LLM:
         return self

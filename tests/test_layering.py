@@ -24,10 +24,11 @@ BELOW["worker"] = BELOW["planner"] | {"planner"}
 BELOW["engine"] = _base | {"parallel"}
 BELOW["executor"] = BELOW["worker"] | {"worker", "engine"}
 BELOW["server"] = BELOW["engine"] | {"engine"}
+BELOW["launch"] = BELOW["executor"] | BELOW["server"] | {"executor", "server"}
 BELOW["evaluation"] = _base
 BELOW["cli"] = BELOW["llm"] = set(BELOW) | {"cli", "llm"}
 
-TORCH_FREE = ("protocol", "config", "planner", "text", "metrics", "engine", "server")
+TORCH_FREE = ("protocol", "config", "planner", "text", "metrics", "engine", "server", "launch")
 TORCH_FREE_MODULES = (
     "remuda",
     "remuda.parallel.topology",

@@ -61,6 +61,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     parallel: ParallelConfig = ParallelConfig()
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    executor_backend: str = "mp"  # a process per rank, or inproc: the one rank lives in the engine's process
     device: str = "cpu"
     threads_per_rank: int = 0  # 0: cores of this node / ranks on it, at least 1
     native_kernels: str = "auto"  # auto | off | require

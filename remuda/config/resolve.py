@@ -41,7 +41,8 @@ def resolve_engine(
     )
     scheduler = _scheduler(options, model, parallel, cache, longest)
     return EngineConfig(
-        model=model, parallel=parallel, cache=cache, scheduler=scheduler, device=_device(options),
+        model=model, parallel=parallel, cache=cache, scheduler=scheduler,
+        executor_backend=_executor_backend(options, parallel), device=_device(options),
         threads_per_rank=_threads_per_rank(options), native_kernels=options["native_kernels"],
         seed=options.get("seed", 0), startup_timeout_s=options["startup_timeout"],
     )  # fmt: skip
@@ -60,7 +61,6 @@ def _parallel(options: Mapping[str, Any], model: ModelConfig, partition_layers: 
         raise ConfigError(
             f"--nnodes {nnodes}: each node holds whole stages; choose a --pipeline-parallel-size it divides"
         )
-    _check_backend(options["distributed_executor_backend"], tp * pp, nnodes)
     return ParallelConfig(
         tensor_parallel_size=tp, pipeline_parallel_size=pp, enable_expert_parallel=options["enable_expert_parallel"],
         layer_partition=_layer_partition(options["pipeline_layer_partition"], model, tp, pp, partition_layers),
@@ -69,13 +69,17 @@ def _parallel(options: Mapping[str, Any], model: ModelConfig, partition_layers: 
     )  # fmt: skip
 
 
-def _check_backend(backend: str, world_size: int, nnodes: int) -> None:
+def _executor_backend(options: Mapping[str, Any], parallel: ParallelConfig) -> str:
+    backend: str = options["distributed_executor_backend"]
     if backend in ("ray", "external_launcher"):
         raise ConfigError(
             f"--distributed-executor-backend {backend} is not supported yet: use mp, with --nnodes for several machines"
         )
-    if backend in ("inproc", "uni") and (world_size > 1 or nnodes > 1):
-        raise ConfigError(f"--distributed-executor-backend {backend} runs one rank, not {world_size}: use mp")
+    if backend == "mp":
+        return "mp"
+    if parallel.world_size > 1:
+        raise ConfigError(f"--distributed-executor-backend {backend} runs one rank, not {parallel.world_size}: use mp")
+    return "inproc"
 
 
 def _layer_partition(

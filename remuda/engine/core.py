@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import select
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import repeat
 from time import monotonic
 
 from remuda.config.engine import EngineConfig
 from remuda.engine.kv.manager import NEVER
-from remuda.engine.ports import Executor
+from remuda.engine.ports import Executor, StartReport
 from remuda.engine.scheduler import ScheduledStep, Scheduler
 from remuda.engine.sequence import NON_FINITE, Sequence, Status
 from remuda.protocol.errors import InvalidRequest, ReplicaDied
@@ -22,31 +22,21 @@ from remuda.protocol.request import (
     StepOutputs,
     TokenLogprobs,
 )
-from remuda.protocol.step import PhaseProgress, StepResult
+from remuda.protocol.step import StepResult
 
 STATS_INTERVAL_S = 0.5
-
-
-def ignore_progress(progress: PhaseProgress) -> None:
-    """For callers that do not show start-up progress."""
 
 
 class EngineCore:
     """Requests in, outputs out, for one replica. Single-threaded; raises ReplicaDied when a rank is gone.
 
-    Starts the executor and owns it from then on: call `shutdown` at the end.
+    `executor` has been started, which gave `start`; who started it ends it, after `close`.
     """
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        executor: Executor,
-        progress: Callable[[PhaseProgress], None] = ignore_progress,
-    ) -> None:
+    def __init__(self, config: EngineConfig, executor: Executor, start: StartReport) -> None:
         self.config = config
         self.executor = executor
-        self.start_report = executor.start(progress)
-        self.scheduler = Scheduler(config, self.start_report.kv_pages)
+        self.scheduler = Scheduler(config, start.kv_pages)
         self._caching = config.cache.enable_prefix_caching
         self._block_size = config.cache.block_size
         # An executor without descriptors runs a plan inside `submit`: planning ahead of it would only delay tokens.
@@ -253,10 +243,9 @@ class EngineCore:
         """Forget every cached block; running requests go on."""
         self.scheduler.kv.reset_prefix_cache()
 
-    def shutdown(self) -> None:
-        """End every rank. Idempotent."""
+    def close(self) -> None:
+        """Run no more steps: the ranks are about to end. Idempotent."""
         self._cut_off = True
-        self.executor.shutdown()
 
 
 def _keep_prompt_logprobs(result: StepResult, scheduled: ScheduledStep) -> None:

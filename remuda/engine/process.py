@@ -6,12 +6,11 @@ import select
 import socket
 import sys
 import traceback
-from collections.abc import Callable
 
 from remuda.config.engine import EngineConfig
 from remuda.engine.core import EngineCore
 from remuda.engine.garbage import PacedGarbageCollector
-from remuda.engine.ports import Executor
+from remuda.engine.ports import Executor, StartReport
 from remuda.engine.report import layout_report, max_concurrency
 from remuda.protocol.errors import RemudaError, ReplicaDied
 from remuda.protocol.request import (
@@ -32,19 +31,18 @@ from remuda.protocol.step import PhaseProgress
 from remuda.protocol.wire import Channel, WireError, engine_side_of_client
 
 
-def run_engine(config: EngineConfig, executor_factory: Callable[[], Executor], client_socket: socket.socket) -> None:
-    """Serve one client until it says Shutdown or goes away, then end every rank.
+def run_engine(config: EngineConfig, executor: Executor, client_socket: socket.socket) -> None:
+    """Start the ranks, serve one client until it says Shutdown or goes away, then end every rank.
 
     Exits with status 1 if the replica could not start or died; the client has been told why.
     """
     channel = engine_side_of_client(client_socket)
-    executor: Executor | None = None
     core: EngineCore | None = None
     try:
-        executor = executor_factory()
-        core = EngineCore(config, executor, lambda progress: channel.send(_progress(progress)))
+        start = executor.start(lambda progress: channel.send(_progress(progress)))
+        core = EngineCore(config, executor, start)
         garbage = PacedGarbageCollector()  # for good: this process does nothing else afterwards
-        channel.send(_ready(config, core))
+        channel.send(_ready(config, core, start))
         _serve(core, channel, garbage)
     except WireError:
         pass  # the client is gone, and with it everyone who waits for an answer
@@ -57,8 +55,7 @@ def run_engine(config: EngineConfig, executor_factory: Callable[[], Executor], c
         _report_failure(channel, RemudaError(message), startup=core is None)
         sys.exit(1)
     finally:
-        if executor is not None:
-            executor.shutdown()
+        executor.shutdown()
         channel.close()
 
 
@@ -108,13 +105,13 @@ def _progress(progress: PhaseProgress) -> EngineMessage:
     return EngineProgress(progress.phase, progress.rank, progress.done, progress.total, progress.detail)
 
 
-def _ready(config: EngineConfig, core: EngineCore) -> EngineMessage:
+def _ready(config: EngineConfig, core: EngineCore, start: StartReport) -> EngineMessage:
     return EngineReady(
         max_model_len=config.scheduler.max_model_len,
-        kv_pages=core.start_report.kv_pages,
+        kv_pages=start.kv_pages,
         block_size=config.cache.block_size,
         max_concurrency=max_concurrency(config, core.scheduler),
-        report=layout_report(config, core.start_report, core.scheduler),
+        report=layout_report(config, start, core.scheduler),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from remuda.engine.client import Generation
+from remuda.engine.generation import Generation
 from remuda.engine.output import OutputProcessor
 from remuda.protocol.sampling import SamplingParams
 from remuda.server.http import Exchange

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from remuda.engine.client import Generation
+from remuda.engine.generation import Generation
 from remuda.engine.output import Delta, OutputProcessor
 from remuda.protocol.errors import InvalidRequest
 from remuda.protocol.sampling import SamplingParams

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from remuda.engine.client import Generation
+from remuda.engine.generation import Generation
 from remuda.engine.output import Delta, OutputProcessor
 from remuda.protocol.errors import InvalidRequest
 from remuda.protocol.request import TokenLogprobs

@@ -14,6 +14,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     served_model_names: tuple[str, ...] = ()  # empty: the model as given on the command line
     model: str = ""  # as given on the command line
     api_keys: tuple[str, ...] = ()  # any of them opens the API; empty: open to all
+    tokenizer: str | None = None  # directory; None: the model's
     chat_template: str | None = None  # file or template text; None: the model's own
     generation_config: str = "auto"  # auto: sampling defaults of generation_config.json; vllm: neutral defaults
     root_path: str = ""

@@ -25,12 +25,11 @@ _started = int(time.time())
 
 async def health(service: Service, exchange: Exchange) -> None:
     """200 once the engine has passed its self-test, as long as it lives and new requests are taken."""
-    if service.engine.failure is not None:
-        raise service.engine.failure
+    if service.engine.unavailable is not None:
+        raise service.engine.unavailable
     if service.draining:
         raise ShuttingDown("the server is shutting down")
-    ready = service.engine.ready is not None
-    await exchange.respond(b"" if ready else b'{"status":"starting"}', status=200 if ready else 503)
+    await exchange.respond(b"")
 
 
 async def version(service: Service, exchange: Exchange) -> None:
@@ -43,7 +42,7 @@ async def load(service: Service, exchange: Exchange) -> None:
 
 
 async def metrics(service: Service, exchange: Exchange) -> None:
-    if service.engine.failure is None and service.engine.ready is not None:
+    if service.engine.unavailable is None:
         with contextlib.suppress(TimeoutError):  # in a long step: the numbers of the last one must do
             await asyncio.wait_for(service.engine.stats(), _STATS_TIMEOUT_S)
     text = Exporter(service.engine.metrics, service.config.names[0]).render()

@@ -18,32 +18,18 @@ from remuda.protocol.errors import ConfigError, ShuttingDown
 from remuda.server.app import App
 from remuda.server.config import ServerConfig
 from remuda.server.connection import BoundedConnection
-from remuda.server.listen import address, listen
+from remuda.server.listen import address
 from remuda.server.service import Service
 from remuda.text.tokenizer import Tokenizer
 
 _GRACE_S = 2.0  # for the error answers after the drain timeout to be written
 
 
-async def serve_http(
-    config: ServerConfig,
-    engine_config: EngineConfig,
-    engine: AsyncEngine,
-    tokenizer: Tokenizer,
-    *,
-    sock: socket.socket | None = None,
-    on_serving: Callable[[str], None] = lambda url: None,
-) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `engine` is connected and should be ready.
-
-    `on_serving(url)` is called when requests are accepted. Raises ReplicaDied if the engine fails: by then every open
-    request has been answered with that error.
-    """
-    await HttpServer(config, engine_config, engine, tokenizer, sock or listen(config), on_serving).serve_until_stopped()
-
-
 class HttpServer(uvicorn.Server):
-    """On the first signal: accept no more, let open requests finish; past the drain timeout end them with a 503."""
+    """On the first signal: accept no more, let open requests finish; past the drain timeout end them with a 503.
+
+    `on_serving(url)` is called when requests are accepted.
+    """
 
     def __init__(
         self,
@@ -62,15 +48,11 @@ class HttpServer(uvicorn.Server):
         self._on_serving = on_serving
 
     async def serve_until_stopped(self) -> None:
-        """Until the end: see serve_http."""
-        watch = asyncio.create_task(self._stop_with_engine())
+        """Until SIGTERM, SIGINT, `stop` or `drain`, and until what was open then has ended."""
         try:
             await self.serve(sockets=[self._sock])
         finally:
-            watch.cancel()
             self._app.service.close()
-        if self._engine.failure is not None:
-            raise self._engine.failure
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -87,6 +69,10 @@ class HttpServer(uvicorn.Server):
     def stop(self) -> None:
         """Drain and end; called again, end without draining."""
         self.force_exit = self.should_exit
+        self.drain()
+
+    def drain(self) -> None:
+        """Accept no more; end when what is open has ended or its time is over."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -100,10 +86,6 @@ class HttpServer(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             timer.cancel()
-
-    async def _stop_with_engine(self) -> None:
-        await self._engine.wait_failed()
-        self.should_exit = True
 
 
 def _check_tls(config: ServerConfig) -> None:

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from remuda.config.engine import EngineConfig
-from remuda.engine.client import AsyncEngine, Generation
+from remuda.engine.client import AsyncEngine
+from remuda.engine.generation import Generation
 from remuda.engine.intake import Intake
 from remuda.engine.output import OutputProcessor
 from remuda.protocol.errors import InvalidRequest, NotFound

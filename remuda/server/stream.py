@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from remuda.engine.client import Generation
+from remuda.engine.generation import Generation
 from remuda.engine.output import OutputProcessor
 from remuda.protocol.errors import RemudaError
 from remuda.server.errors import error_body

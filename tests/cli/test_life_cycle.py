@@ -52,17 +52,20 @@ def test_a_signal_during_start_up_ends_everything(
 def test_a_signal_whose_exception_python_ignores_is_not_lost() -> None:
     script = """
 import asyncio, signal, weakref
-from remuda.cli import serve
+from remuda.launch import http_process
 
-class Engine:
-    async def wait_ready(self):
+class Replica:
+    async def start(self, engine, on_progress):
         await asyncio.Event().wait()
 
-serve._exit_on_signals()
-engine = Engine()
-reference = weakref.ref(engine, lambda _: signal.raise_signal(signal.SIGTERM))  # as importlib's locks have one
-del engine
-print(asyncio.run(asyncio.wait_for(serve._ready(Engine(), None), 10)))
+class Observer:
+    progress = None
+
+http_process._leave_on_signals()
+replica = Replica()
+reference = weakref.ref(replica, lambda _: signal.raise_signal(signal.SIGTERM))  # as importlib's locks have one
+del replica
+print(asyncio.run(asyncio.wait_for(http_process._started(Replica(), None, Observer()), 10)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from remuda.cli.wiring import engine_config
 from remuda.config.arguments import ENGINE_FLAGS
 from remuda.config.engine import EngineConfig
 from remuda.config.kv_groups import pages_of_sequence
 from remuda.config.locate import find_model
 from remuda.config.parser import options_from_keywords
+from remuda.launch.resolve import engine_config
 from remuda.models.llama.tiny import llama3_config
 from remuda.models.llama4.tiny import maverick_config
 from remuda.protocol.errors import ConfigError

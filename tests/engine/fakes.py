@@ -15,7 +15,7 @@ from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, Sche
 from remuda.config.kv_groups import kv_groups
 from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
 from remuda.engine.core import EngineCore
-from remuda.engine.ports import StartReport
+from remuda.engine.ports import Executor, StartReport
 from remuda.protocol.request import EngineRequest, FinishReason, ImageInput, RequestOutput, TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import (
@@ -280,6 +280,11 @@ class CountingRanks:
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def core_over(config: EngineConfig, ranks: Executor) -> EngineCore:
+    """An engine core over ranks that it starts."""
+    return EngineCore(config, ranks, ranks.start(lambda _: None))
 
 
 class Outcome:

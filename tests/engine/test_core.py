@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from remuda.engine.core import EngineCore
+from remuda.protocol.errors import ReplicaDied
 from remuda.protocol.request import FinishReason
-from tests.engine.fakes import EOS, FakeRanks, Outcome, brute_force, engine_config, request, run_step, run_to_end
+from tests.engine.fakes import (
+    EOS,
+    FakeRanks,
+    Outcome,
+    brute_force,
+    core_over,
+    engine_config,
+    request,
+    run_step,
+    run_to_end,
+)
 
 
 class ScriptedRanks(FakeRanks):
@@ -25,7 +35,7 @@ def run_script(script: list[int], **sampling: object) -> Outcome:
     config = engine_config(max_model_len=20)
     ranks = ScriptedRanks(config, 500, immediate=True)
     ranks.script = [*script, *[50] * 100]
-    return run_to_end(EngineCore(config, ranks), [request("a", [5, 6, 7], **sampling)])["a"]
+    return run_to_end(core_over(config, ranks), [request("a", [5, 6, 7], **sampling)])["a"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +73,7 @@ def test_logits_that_are_not_finite_end_only_their_own_request(depth: int) -> No
     config = engine_config(steps_in_flight=depth)
     ranks = FakeRanks(config, 500)
     ranks.poison = {77}
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     good, bad = request("good", [5, 6, 7], ignore_eos=True), request("bad", [8, 9], seed=77, ignore_eos=True)
     outcomes = run_to_end(core, [good, bad])
     final = outcomes["bad"].final
@@ -78,7 +88,7 @@ def test_logits_that_are_not_finite_end_only_their_own_request(depth: int) -> No
 def test_an_abort_frees_at_once_and_late_results_are_dropped() -> None:
     config = engine_config(steps_in_flight=3)
     ranks = FakeRanks(config, 500)
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     for name in "ab":
         core.add(request(name, [5] * 9, max_tokens=100, ignore_eos=True))
     arrived, ranks.poll = ranks.poll, list  # type: ignore[method-assign]  # hold results back
@@ -97,7 +107,7 @@ def test_an_abort_frees_at_once_and_late_results_are_dropped() -> None:
 
 def test_prompt_logprobs_come_whole_with_the_first_token() -> None:
     config = engine_config(max_num_batched_tokens=7)
-    core = EngineCore(config, FakeRanks(config, 500, immediate=True))
+    core = core_over(config, FakeRanks(config, 500, immediate=True))
     prompt = [5 + i for i in range(30)]
     outcome = run_to_end(core, [request("a", prompt, prompt_logprobs=0, logprobs=0)])["a"]
     assert outcome.first is not None and outcome.first.prompt_logprobs is not None
@@ -107,7 +117,7 @@ def test_prompt_logprobs_come_whole_with_the_first_token() -> None:
 
 def test_counters() -> None:
     config = engine_config(max_num_seqs=1)
-    core = EngineCore(config, FakeRanks(config, 500, immediate=True))
+    core = core_over(config, FakeRanks(config, 500, immediate=True))
     for name in "ab":
         core.add(request(name, [5] * 9, max_tokens=3, ignore_eos=True))
     core.step()
@@ -124,12 +134,20 @@ def test_counters() -> None:
 def test_blocking_step_waits_for_the_ranks_descriptor() -> None:
     config = engine_config(steps_in_flight=2)
     ranks = FakeRanks(config, 500)  # its descriptor is readable from the start
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     core.add(request("a", [5] * 9, max_tokens=3, ignore_eos=True))
     outputs = []
     while core.has_work:
         step = core.step(block=True)
         outputs += step.outputs if step else []
     assert [len(o.token_ids) for o in outputs] == [1, 1, 1]
-    core.shutdown()
-    assert ranks.down
+    ranks.shutdown()
+
+
+def test_a_closed_engine_says_so_instead_of_waiting() -> None:
+    config = engine_config()
+    core = core_over(config, FakeRanks(config, 500, immediate=True))
+    core.add(request("a", [5] * 9))
+    core.close()
+    with pytest.raises(ReplicaDied, match="closed"):
+        core.step()

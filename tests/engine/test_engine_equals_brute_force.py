@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remuda.engine.core import EngineCore
 from remuda.protocol.request import EngineRequest, FinishReason, ImageInput
 from tests.engine.fakes import (
     VOCAB,
     FakeRanks,
     Outcome,
     brute_force,
+    core_over,
     engine_config,
     request,
     run_step,
@@ -97,7 +97,7 @@ def test_random_layouts(
     # At 0 spare pages one longest sequence fits even if nothing is released; below that, only shorter ones do.
     pages = 1 + max(3 * groups, groups * -(-48 // block_size) + spare_pages)
     ranks = FakeRanks(config, pages, rng=None if immediate else rng, immediate=immediate)
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     longest_prompt = min(40, core.scheduler.longest_sequence - 1)
     requests = random_requests(rng, 14, longest_prompt)
     outcomes = run_to_end(core, requests)
@@ -113,7 +113,7 @@ def test_random_arrivals_aborts_and_cache_resets(seed: int, stages: int, pages: 
     rng = random.Random(seed)
     config = engine_config(tiny_model("CCCF", 10), block_size=3, stages=stages, max_model_len=64, max_waiting=1000)
     ranks = FakeRanks(config, pages, rng=rng)
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     requests = random_requests(rng, 25, 20)
     outcomes: dict[str, Outcome] = {}
     aborted: set[str] = set()
@@ -144,7 +144,7 @@ def test_200_mixed_requests_with_random_aborts_leave_no_page(stages: int) -> Non
     rng = random.Random(stages)
     config = engine_config(tiny_model("CCCF", 12), stages=stages, max_num_seqs=32, max_num_batched_tokens=64)
     ranks = FakeRanks(config, 400, rng=rng)
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     requests = random_requests(rng, 200, 60)
     outcomes: dict[str, Outcome] = {}
     for req in requests:
@@ -168,7 +168,7 @@ def test_preemption_with_tokens_still_unseen_loses_and_repeats_nothing(depth: in
     rng = random.Random(depth)
     config = engine_config(tiny_model("CCCF", 8), block_size=2, stages=stages, steps_in_flight=depth, caching=False)
     ranks = FakeRanks(config, 4 * 32 + 1, rng=rng)
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     requests = [request(f"r{i}", [i + 3] * 5, max_tokens=50, ignore_eos=True) for i in range(6)]
     outcomes = run_to_end(core, requests)
     assert core.stats().preemptions > 5

@@ -8,7 +8,7 @@ from remuda.config.kv_groups import KVGroup
 from remuda.config.model import AttentionKind
 from remuda.engine.core import EngineCore
 from remuda.engine.kv.manager import KVCacheManager
-from tests.engine.fakes import CountingRanks, FakeRanks, engine_config, request, run_step, tiny_model
+from tests.engine.fakes import CountingRanks, FakeRanks, core_over, engine_config, request, run_step, tiny_model
 
 BLOCK, CHUNK = 4, 16
 LENGTH = 64 * CHUNK
@@ -19,7 +19,7 @@ def core_of(layers: str, pages: int, seqs: int = 1, chunk: int = CHUNK) -> Engin
         tiny_model(layers, chunk), block_size=BLOCK, caching=False, max_model_len=4 * LENGTH,
         max_num_seqs=seqs, max_num_batched_tokens=CHUNK, max_waiting=1000,
     )  # fmt: skip
-    return EngineCore(config, FakeRanks(config, pages, immediate=True))
+    return core_over(config, FakeRanks(config, pages, immediate=True))
 
 
 def held_when_64_chunks_are_computed(layers: str) -> int:
@@ -48,7 +48,7 @@ def test_the_same_memory_carries_a_wider_batch() -> None:
             tiny_model(layers, CHUNK), block_size=BLOCK, caching=False, max_model_len=LENGTH + 1, max_num_seqs=64,
             max_num_batched_tokens=512, max_waiting=64,
         )  # fmt: skip
-        core = EngineCore(config, CountingRanks(pages + 1))
+        core = core_over(config, CountingRanks(pages + 1))
         for i in range(64):
             core.add(request(f"r{i}", [7] * (LENGTH - 100), max_tokens=100))
         widest = 0

@@ -8,7 +8,7 @@ import pytest
 
 from remuda.engine.core import EngineCore
 from remuda.protocol.request import EngineRequest
-from tests.engine.fakes import engine_config, request, tiny_model
+from tests.engine.fakes import core_over, engine_config, request, tiny_model
 from tests.engine.virtual_pipeline import StageCost, VirtualPipeline, serve
 
 STAGES = 4
@@ -20,7 +20,7 @@ def pipeline_of(cost: StageCost, **scheduler: object) -> tuple[EngineCore, Virtu
         **{"max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_waiting": 4096} | scheduler,
     )  # fmt: skip
     pipeline = VirtualPipeline(200_000, STAGES, cost)
-    return EngineCore(config, pipeline), pipeline
+    return core_over(config, pipeline), pipeline
 
 
 def measured(cost: StageCost, prompt: tuple[int, int], outputs: int, gap_ms: float, long: float = 0.0) -> list[float]:

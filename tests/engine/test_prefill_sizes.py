@@ -5,17 +5,16 @@ from __future__ import annotations
 import msgspec
 
 from remuda.config.model import ModelConfig
-from remuda.engine.core import EngineCore
 from remuda.engine.prefill import MIN_CHUNK, PrefillSizer, doubling_context
 from remuda.protocol.step import StepPlan
-from tests.engine.fakes import CountingRanks, FakeRanks, engine_config, request, run_step, tiny_model
+from tests.engine.fakes import CountingRanks, FakeRanks, core_over, engine_config, request, run_step, tiny_model
 
 MODEL = tiny_model("CCCF", 64)
 
 
 def plans_for(stages: int, prompt_lens: list[int], model: ModelConfig = MODEL, **scheduler: object) -> list[StepPlan]:
     config = engine_config(model, stages=stages, max_model_len=100_000, caching=False, **scheduler)
-    core = EngineCore(config, CountingRanks(200_000))
+    core = core_over(config, CountingRanks(200_000))
     for number, length in enumerate(prompt_lens):
         core.add(request(f"r{number}", [5] * length, max_tokens=1))
     while core.has_work:
@@ -55,7 +54,7 @@ def test_a_burst_is_spread_evenly_over_the_micro_batches() -> None:
 def test_chunks_of_one_prompt_follow_each_other_without_waiting() -> None:
     config = engine_config(MODEL, stages=4, max_model_len=4096, max_num_batched_tokens=512)
     ranks = FakeRanks(config, 5000)
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     core.add(request("long", [5] * 3000, max_tokens=1))
     ranks.poll = lambda: []  # type: ignore[method-assign]  # nothing comes back
     run_step(core, {})

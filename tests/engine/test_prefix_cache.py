@@ -8,13 +8,13 @@ from remuda.engine.core import EngineCore
 from remuda.engine.kv.manager import KVCacheManager
 from remuda.engine.kv.prefix import BlockHasher
 from remuda.protocol.request import EngineRequest, ImageInput
-from tests.engine.fakes import FakeRanks, brute_force, engine_config, request, run_to_end, tiny_model
+from tests.engine.fakes import FakeRanks, brute_force, core_over, engine_config, request, run_to_end, tiny_model
 
 PROMPT = [5 + i % 50 for i in range(41)]
 
 
 def core_of(config: EngineConfig, pages: int = 500) -> EngineCore:
-    return EngineCore(config, FakeRanks(config, pages, immediate=True))
+    return core_over(config, FakeRanks(config, pages, immediate=True))
 
 
 def cached(core: EngineCore, req: EngineRequest) -> int:

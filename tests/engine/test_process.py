@@ -112,7 +112,7 @@ class Engine:
 
 def serve(ours: socket.socket, theirs: socket.socket, config: EngineConfig, make: Callable[[], Executor]) -> None:
     ours.close()
-    run_engine(config, make, theirs)
+    run_engine(config, make(), theirs)
 
 
 @contextmanager

@@ -7,12 +7,21 @@ import pytest
 from remuda.config.engine import EngineConfig
 from remuda.engine.core import EngineCore
 from remuda.protocol.errors import ConfigError, InvalidRequest, QueueFull
-from tests.engine.fakes import CountingRanks, FakeRanks, Outcome, engine_config, request, run_step, tiny_model
+from tests.engine.fakes import (
+    CountingRanks,
+    FakeRanks,
+    Outcome,
+    core_over,
+    engine_config,
+    request,
+    run_step,
+    tiny_model,
+)
 
 
 def core_of(config: EngineConfig, pages: int = 500) -> tuple[EngineCore, CountingRanks]:
     ranks = CountingRanks(pages)
-    return EngineCore(config, ranks), ranks
+    return core_over(config, ranks), ranks
 
 
 def finish_order(core: EngineCore) -> list[str]:
@@ -108,7 +117,7 @@ def test_short_of_pages_the_last_in_order_gives_way_and_comes_back(policy: str, 
 def test_a_sequence_is_never_scheduled_beyond_its_last_token() -> None:
     config = engine_config(steps_in_flight=5, max_num_seqs=2)
     ranks = FakeRanks(config, 500)
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     core.add(request("a", [5] * 3, max_tokens=2, ignore_eos=True))
     core.add(request("b", [5] * 250, max_tokens=None, ignore_eos=True))  # the model length leaves 6 tokens
     while core.has_work:
@@ -123,7 +132,7 @@ def test_plans_are_made_before_tokens_are_seen() -> None:
     for depth, expected in ((1, 1), (2, 2), (3, 3)):
         config = engine_config(steps_in_flight=depth)
         ranks = FakeRanks(config, 500)
-        core = EngineCore(config, ranks)
+        core = core_over(config, ranks)
         core.add(request("a", [5] * 3, max_tokens=50, ignore_eos=True))
         ranks.poll = lambda: []  # type: ignore[method-assign]  # nothing comes back
         for _ in range(4):
@@ -209,7 +218,7 @@ def test_with_fewer_sequences_than_stages_nobody_waits_for_an_empty_turn() -> No
 def test_one_sequence_alone_runs_ahead_by_one_token_only_so_that_a_newcomer_need_not_wait() -> None:
     config = engine_config(stages=4)
     ranks = FakeRanks(config, 500)
-    core = EngineCore(config, ranks)
+    core = core_over(config, ranks)
     core.add(request("a", [5] * 3, max_tokens=50, ignore_eos=True))
     ranks.poll = lambda: []  # type: ignore[method-assign]  # nothing comes back
     run_step(core, {})

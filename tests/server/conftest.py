@@ -16,6 +16,8 @@ import uvloop
 
 from remuda.config.engine import EngineConfig, SchedulerConfig
 from remuda.engine.client import AsyncEngine
+from remuda.launch.http_process import serve_until_stopped
+from remuda.launch.replica import Replica
 from remuda.metrics.serving import ServingMetrics
 from remuda.protocol.errors import ReplicaDied
 from remuda.server.config import ServerConfig
@@ -54,15 +56,16 @@ class RunningServer(threading.Thread):
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.client = AsyncEngine(
-            self.engine_config.scheduler, ServingMetrics(256), how_it_ended=lambda: "exit code -9"
-        )
-        await self.client.connect(self.engine.client_socket)
-        await self.client.wait_ready()
+        self.client = AsyncEngine(self.engine_config.scheduler, ServingMetrics(256))
+        replica = Replica(self.engine_config, lambda config: self.engine)
+        await replica.start(self.client)
         self.server = HttpServer(
             self.config, self.engine_config, self.client, tiny.tokenizer(), self.sock, lambda url: self._serving.set()
         )
-        await self.server.serve_until_stopped()
+        try:
+            await serve_until_stopped(self.server, replica)
+        finally:
+            await replica.stop()
 
     def begin(self) -> RunningServer:
         self.engine.start()

@@ -36,7 +36,7 @@ class FakeEngine(threading.Thread):
 
     def __init__(self, script: Script = echo_prompt) -> None:
         super().__init__(daemon=True)
-        self.client_socket, mine = socket.socketpair()
+        self.sock, mine = socket.socketpair()
         self.channel = engine_side_of_client(mine)
         self.script = script
         self.go = threading.Event()
@@ -51,6 +51,13 @@ class FakeEngine(threading.Thread):
     def wait_for(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         with self.changed:
             assert self.changed.wait_for(condition, timeout_s), "the engine never got there"
+
+    def how_it_ended(self) -> str:
+        return "exit code -9"
+
+    def stop(self, limit_s: float) -> None:
+        """As a replica ends its engine process."""
+        self.join(limit_s)
 
     def die(self, message: str | None = None) -> None:
         """Report a failure, or (without a message) vanish."""

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from remuda.config.engine import SchedulerConfig
-from remuda.engine.client import AsyncEngine, Generation
+from remuda.engine.client import AsyncEngine
+from remuda.engine.connection import EngineConnection
+from remuda.engine.generation import Generation
 from remuda.engine.intake import Intake
 from remuda.engine.output import OutputProcessor
 from remuda.metrics.serving import ServingMetrics
 from remuda.protocol.errors import InvalidRequest, QueueFull, RemudaError, ReplicaDied
-from remuda.protocol.request import EngineFailed, EngineProgress, FinishReason, RequestOutput, StepOutputs
+from remuda.protocol.request import FinishReason, RequestOutput, StepOutputs
 from remuda.protocol.sampling import SamplingParams
 from tests.server.fake_engine import FakeEngine
 from tests.text import tiny
@@ -23,24 +25,30 @@ TOKENIZER = tiny.tokenizer()
 INTAKE = Intake(tiny.model_config(Path()), TOKENIZER, 256)
 
 
-def run(body: Callable[[AsyncEngine, FakeEngine], Awaitable[None]], **options: object) -> None:
-    """`body` with a connected client; the engine generates nothing by itself."""
+def new_client() -> AsyncEngine:
+    return AsyncEngine(SchedulerConfig(max_num_seqs=2, max_waiting=2), ServingMetrics(256))
+
+
+def patient_engine() -> FakeEngine:
+    """One that generates nothing by itself."""
+    fake = FakeEngine()
+    fake.go.clear()
+    fake.start()
+    return fake
+
+
+def run(body: Callable[[AsyncEngine, FakeEngine], Awaitable[None]]) -> None:
+    """`body` with a client of an engine that generates nothing by itself."""
 
     async def main() -> None:
-        fake = FakeEngine()
-        fake.go.clear()
-        fake.say_ready = bool(options.pop("say_ready", True))
-        client = AsyncEngine(
-            SchedulerConfig(max_num_seqs=2, max_waiting=2), ServingMetrics(256), **options,  # type: ignore[arg-type]
-        )  # fmt: skip
-        await client.connect(fake.client_socket)
-        fake.start()
+        client, fake = new_client(), patient_engine()
+        connection = EngineConnection(client, fake.how_it_ended, lambda progress: None)
+        await connection.open(fake.sock)
+        await connection.wait_ready()
         try:
-            if fake.say_ready:
-                await client.wait_ready()
             await asyncio.wait_for(body(client, fake), 20)
         finally:
-            client.shutdown()
+            connection.close()
             await asyncio.to_thread(fake.join, 20)
 
     asyncio.run(main())
@@ -140,33 +148,18 @@ def test_a_dead_engine_fails_every_sequence_and_all_that_follow(message: str | N
         await arrived(fake, 2)
         statistics = asyncio.create_task(client.stats()) if message is None else None
         fake.die(message)
-        with pytest.raises(ReplicaDied, match=message or "killed by a test"):
+        with pytest.raises(ReplicaDied, match=message or "exit code -9"):
             await generation.completed()
         assert all(p.error for p in generation.processors) and client.open_sequences == 0
         if statistics is not None:
             await asyncio.wait([statistics])
-        assert (await client.wait_failed()).rank == (3 if message else None)
+        assert client.unavailable is not None and client.unavailable.rank == (3 if message else None)
         with pytest.raises(ReplicaDied):
             start(client)
         with pytest.raises(ReplicaDied):
             await client.stats()
 
-    run(body, how_it_ended=lambda: "killed by a test")
-
-
-def test_start_up_is_followed_and_its_failure_reported() -> None:
-    seen: list[EngineProgress] = []
-
-    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
-        with pytest.raises(ReplicaDied, match="still starting"):
-            start(client)
-        fake.channel.send(EngineProgress("weights", 1, 5, 10))
-        fake.channel.send(EngineFailed("no memory", startup=True))
-        with pytest.raises(ReplicaDied, match="no memory"):
-            await client.wait_ready()
-        assert [(p.phase, p.done) for p in seen] == [("weights", 5)]
-
-    run(body, say_ready=False, on_progress=seen.append)
+    run(body)
 
 
 def test_an_engine_that_talks_nonsense_is_dead() -> None:

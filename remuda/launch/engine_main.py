@@ -1,18 +1,17 @@
-"""Entry point of the engine process: `engine_main FD BACKEND`, with its EngineConfig on standard input."""
+"""Entry point of the engine process: `engine_main FD`, with its EngineConfig on standard input."""
 
 from __future__ import annotations
 
 import signal
 import socket
 import sys
-from functools import partial
 
 import msgspec
 from setproctitle import setproctitle
 
-from remuda.cli.wiring import make_executor
 from remuda.config.engine import EngineConfig
 from remuda.engine.process import run_engine
+from remuda.launch.executors import make_executor
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
     sys.stdin.close()
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
-    run_engine(config, partial(make_executor, config, sys.argv[2]), sock)
+    run_engine(config, make_executor(config), sock)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Options -> the objects that run them: the one place where the parts meet. No torch until an executor starts."""
+"""Options -> EngineConfig, for every command and for `LLM`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from remuda.config.kv_groups import pages_of_sequence
 from remuda.config.locate import find_model
 from remuda.config.model import ModelConfig
 from remuda.config.resolve import resolve_engine
-from remuda.engine.ports import Executor
 from remuda.executor.sizing import most_useful_pages
 from remuda.models.registry import read_model_config
 from remuda.planner.host import free_host_bytes
@@ -111,15 +110,3 @@ def kv_bytes_per_rank(model: ModelConfig, parallel: ParallelConfig, cache: Cache
 def stages_of_this_node(model: ModelConfig, parallel: ParallelConfig, block_size: int) -> list[StageMemory]:
     per_node = parallel.pipeline_parallel_size // parallel.nnodes
     return plan_memory(model, parallel, block_size)[parallel.node_rank * per_node :][:per_node]
-
-
-def make_executor(config: EngineConfig, backend: str) -> Executor:
-    """The executor that `--distributed-executor-backend` names, with its native kernels."""
-    from remuda.cli.native_adoption import AdoptsNative
-    from remuda.executor.inproc import InprocExecutor
-    from remuda.executor.multiproc import MultiprocExecutor
-
-    executor = InprocExecutor(config) if backend in ("inproc", "uni") else MultiprocExecutor(config)
-    if config.native_kernels == "off":
-        return executor
-    return AdoptsNative(executor, required=config.native_kernels == "require")
