@@ -24,11 +24,12 @@ BELOW["worker"] = BELOW["planner"] | {"planner"}
 BELOW["engine"] = _base | {"parallel"}
 BELOW["executor"] = BELOW["worker"] | {"worker", "engine"}
 BELOW["server"] = BELOW["engine"] | {"engine"}
-BELOW["launch"] = BELOW["executor"] | BELOW["server"] | {"executor", "server"}
+BELOW["hub"] = {"protocol"}
+BELOW["launch"] = BELOW["executor"] | BELOW["server"] | {"executor", "server", "hub"}
 BELOW["evaluation"] = _base
 BELOW["cli"] = BELOW["llm"] = set(BELOW) | {"cli", "llm"}
 
-TORCH_FREE = ("protocol", "config", "planner", "text", "metrics", "engine", "server", "launch")
+TORCH_FREE = ("protocol", "config", "planner", "text", "metrics", "engine", "server", "launch", "hub")
 TORCH_FREE_MODULES = (
     "remuda",
     "remuda.parallel.topology",

@@ -15,6 +15,7 @@ import httpx
 
 from remuda.config.arguments import ENGINE_FLAGS, Flag, FlagGroup, count
 from remuda.config.parser import FlagParser
+from remuda.hub.source import MODEL_HELP
 from remuda.protocol.errors import ConfigError, RemudaError
 
 HELP = """\
@@ -40,7 +41,7 @@ CHAT = FlagGroup(
 
 def run(argv: Sequence[str]) -> int:
     parser = FlagParser("remuda chat", "Talk to a model in the terminal.", (CHAT, *ENGINE_FLAGS), operand="[MODEL]")
-    parser.add_argument("model", nargs="?", help="checkpoint directory, if there is no --base-url")
+    parser.add_argument("model", nargs="?", help=MODEL_HELP)
     options = parser.read(argv)
     with connected(options, argv) as client:
         Conversation(client, options).loop()

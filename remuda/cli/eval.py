@@ -10,6 +10,7 @@ import httpx
 from remuda.cli.chat import connected
 from remuda.config.arguments import ENGINE_FLAGS, Flag, FlagGroup, count
 from remuda.config.parser import FlagParser
+from remuda.hub.source import MODEL_HELP
 from remuda.protocol.errors import ConfigError
 
 EVAL = FlagGroup(
@@ -35,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     from remuda.evaluation.run import run_eval
 
     parser = FlagParser("remuda eval", "Held-out accuracy by skill.", (EVAL, *ENGINE_FLAGS), operand="[MODEL]")
-    parser.add_argument("model", nargs="?", help="checkpoint directory (default: the embedded model)")
+    parser.add_argument("model", nargs="?", help=MODEL_HELP)
     options = parser.read(argv)
     with connected(options, argv) as client:
         report = run_eval(

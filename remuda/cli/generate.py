@@ -9,6 +9,7 @@ from typing import Any
 
 from remuda.config.arguments import OFFLINE_FLAGS, Flag, FlagGroup, count
 from remuda.config.parser import FlagParser
+from remuda.hub.source import MODEL_HELP
 from remuda.protocol.errors import ConfigError
 
 SAMPLING = FlagGroup(
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
         (GENERATE, SAMPLING, *OFFLINE_FLAGS),
         operand="[MODEL]",
     )
-    parser.add_argument("model", nargs="?", help="checkpoint directory (default: the embedded model)")
+    parser.add_argument("model", nargs="?", help=MODEL_HELP)
     options = parser.read(argv)
     prompts = options["prompt"] or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:

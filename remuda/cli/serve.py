@@ -13,6 +13,7 @@ from remuda.config.arguments import ENGINE_FLAGS, SERVER_FLAGS
 from remuda.config.engine import EngineConfig
 from remuda.config.parser import FlagParser
 from remuda.config.resolve import describe
+from remuda.hub.source import MODEL_HELP
 from remuda.launch import http_process
 from remuda.launch.resolve import engine_config
 from remuda.launch.server_options import server_config
@@ -27,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
         (*SERVER_FLAGS, *ENGINE_FLAGS),
         operand="[MODEL]",
     )
-    parser.add_argument("model", nargs="?", help="checkpoint directory, or a repository in the Hugging Face cache")
+    parser.add_argument("model", nargs="?", help=MODEL_HELP)
     options = parser.read(argv)
     config = engine_config(options)
     printer = StartupPrinter(config.parallel.world_size)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig
 from remuda.config.kv_groups import pages_of_sequence
-from remuda.config.locate import find_model
 from remuda.config.model import ModelConfig
 from remuda.config.resolve import resolve_engine
 from remuda.executor.sizing import most_useful_pages
+from remuda.hub.source import HubOptions, find_model
 from remuda.models.registry import read_model_config
 from remuda.planner.host import free_host_bytes
 from remuda.planner.layout import check_tensor_parallel
@@ -21,19 +20,20 @@ from remuda.planner.memory import StageMemory, check_weights_fit, plan_memory
 from remuda.planner.partition import partition_layers
 from remuda.protocol.errors import ConfigError
 
-DEFAULT_MODEL = "remuda-demo"
 _CERTAINTY = 0.9  # free memory moves while we start
 _DTYPES = {"float": "float32", "half": "float16"}
 
 
-def model_directory(name: str | None) -> Path:
-    """The checkpoint that `name` means; without a name the demo model that ships inside the package."""
-    return find_model(name) if name else Path(str(files("remuda"))) / "assets" / "demo"
-
-
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:
-    """Read the model's config and resolve everything else against it."""
-    directory = model_directory(options["model"])
+    """Find the model, resolve everything against its config, and only then download what it still lacks."""
+    hub = HubOptions(options["revision"], options["download_dir"], options["hf_token"])
+    source = find_model(options["model"], hub)
+    config = _resolved(source.directory, options)
+    source.complete()
+    return config
+
+
+def _resolved(directory: Path, options: Mapping[str, Any]) -> EngineConfig:
     dtype = _DTYPES.get(options["dtype"], options["dtype"])
     model = read_model_config(directory, dtype)
     check_tensor_parallel(model, options["tensor_parallel_size"], options["enable_expert_parallel"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from remuda.launch.resolve import DEFAULT_MODEL
+from remuda.hub.source import DEMO_MODEL
 from remuda.protocol.errors import ConfigError
 from remuda.server.config import ServerConfig
 
@@ -16,7 +16,7 @@ def server_config(options: Mapping[str, Any]) -> ServerConfig:
     """Raises ConfigError for values that cannot work."""
     return ServerConfig(
         host=options["host"], port=options["port"], uds=options["uds"], root_path=options["root_path"],
-        model=options["model"] or DEFAULT_MODEL, served_model_names=tuple(options["served_model_name"] or ()),
+        model=options["model"] or DEMO_MODEL, served_model_names=tuple(options["served_model_name"] or ()),
         api_keys=tuple(options["api_key"] or ()), enable_request_id_headers=options["enable_request_id_headers"],
         allowed_origins=tuple(options["allowed_origins"]), allowed_methods=tuple(options["allowed_methods"]),
         allowed_headers=tuple(options["allowed_headers"]), allow_credentials=options["allow_credentials"],

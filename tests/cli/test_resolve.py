@@ -11,7 +11,6 @@ import pytest
 from remuda.config.arguments import ENGINE_FLAGS
 from remuda.config.engine import EngineConfig
 from remuda.config.kv_groups import pages_of_sequence
-from remuda.config.locate import find_model
 from remuda.config.parser import options_from_keywords
 from remuda.launch.resolve import engine_config
 from remuda.models.llama.tiny import llama3_config
@@ -120,18 +119,3 @@ def test_the_configuration_hash_is_the_same_on_every_node(model: Path) -> None:
     layout = {"pipeline_parallel_size": 2, "nnodes": 2, "max_model_len": 64}
     digests = {resolve(model, **layout, node_rank=rank).digest() for rank in range(2)}
     assert len(digests) == 1
-
-
-def test_a_repository_is_found_in_the_local_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    folder = tmp_path / "models--some--model"
-    for revision in ("old", "new"):
-        (folder / "snapshots" / revision).mkdir(parents=True)
-        (folder / "snapshots" / revision / "config.json").write_text("{}")
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("old\n")
-    assert find_model("some/model").name == "old"
-    with pytest.raises(ConfigError, match="downloads nothing"):
-        find_model("some/other")
-    with pytest.raises(ConfigError, match="holds no config"):
-        find_model(str(tmp_path))

@@ -12,6 +12,7 @@ from remuda.cli.bench.datasets import from_file, random_ids
 from remuda.cli.bench.metrics import check_writable, percentile
 from remuda.config.arguments import OFFLINE_FLAGS, Flag, FlagGroup, count, share, whole
 from remuda.config.parser import FlagParser
+from remuda.hub.source import MODEL_HELP
 
 RESULT = FlagGroup(
     "result",
@@ -61,7 +62,7 @@ def _run(
     measure: Callable[[Any, dict[str, Any]], dict[str, Any]],
 ) -> int:
     parser = FlagParser(f"remuda bench {kind}", about, (load, RESULT, *OFFLINE_FLAGS), operand="[MODEL]")
-    parser.add_argument("model", nargs="?", help="checkpoint directory (default: the embedded model)")
+    parser.add_argument("model", nargs="?", help=MODEL_HELP)
     options = parser.read(argv)
     from remuda.llm import LLM
 

@@ -16,8 +16,8 @@ from remuda.cli.bench.client import Client, HttpError
 from remuda.cli.bench.datasets import Sample, from_file, random_texts
 from remuda.cli.bench.metrics import RequestRecord, check_writable, parse_goodput, summarize, table
 from remuda.config.arguments import Flag, FlagGroup, count, positive, share, whole
-from remuda.config.locate import find_model
 from remuda.config.parser import FlagParser
+from remuda.hub.source import find_model
 from remuda.protocol.errors import ConfigError
 
 FLAGS = (
@@ -192,7 +192,7 @@ class Load:
             if not options["dataset_path"]:
                 raise ConfigError(f"--dataset-name {options['dataset_name']} needs --dataset-path")
             return from_file(Path(options["dataset_path"]), number, output, options["seed"])
-        tokenizer = find_model(options["tokenizer"]) / "tokenizer.json" if options["tokenizer"] else None
+        tokenizer = _tokenizer_file(options["tokenizer"]) if options["tokenizer"] else None
         ratio = options["random_range_ratio"]
         texts = random_texts(number, options["random_input_len"], tokenizer, options["seed"], ratio)
         return [Sample(text, output) for text in texts]
@@ -204,3 +204,9 @@ class Load:
             raise ConfigError(str(error)) from error
         except (msgspec.MsgspecError, KeyError, IndexError, TypeError) as error:
             raise ConfigError("the server's /v1/models lists no model: give --model") from error
+
+
+def _tokenizer_file(model: str) -> Path:
+    source = find_model(model)
+    source.complete_tokenizer()
+    return source.directory / "tokenizer.json"
