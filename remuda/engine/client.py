@@ -11,6 +11,8 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from remuda.config.engine import SchedulerConfig
 from remuda.engine.connection import EngineConnection
 from remuda.engine.generation import Generation
@@ -46,10 +48,9 @@ class OpenSequence:
         self.key = key
         self.times = times
 
-    @property
-    def emitted(self) -> list[int]:
-        """Tokens that the client has (or may have) seen."""
-        return self.processor.token_ids
+    def remainder(self) -> EngineRequest:
+        """The request that brings, from another engine, what its client has not received from this one."""
+        return msgspec.structs.replace(self.request, emitted_token_ids=list(self.processor.token_ids))
 
 
 def _push(processor: OutputProcessor, output: RequestOutput) -> bool:

@@ -178,10 +178,9 @@ class EngineCore:
     def add(self, request: EngineRequest) -> None:
         """Queue a request. Raises InvalidRequest (it can never run) or QueueFull (come back later)."""
         self._check(request)
+        limit = self._limit(request)
+        self._check_emitted(request, limit)
         self.scheduler.check_room()
-        max_tokens = request.sampling.max_tokens
-        longest = self.scheduler.longest_sequence
-        limit = longest if max_tokens is None else min(longest, len(request.prompt_token_ids) + max_tokens)
         priority = request.priority if self.config.scheduler.policy == "priority" else 0
         self._arrivals += 1
         seq = Sequence(request, (priority, self._arrivals), limit, self.scheduler.kv.new_table())
@@ -193,6 +192,11 @@ class EngineCore:
         for request_id in request_ids:
             if (seq := self._sequences.get(request_id)) is not None:
                 self._forget(seq)
+
+    def _limit(self, request: EngineRequest) -> int:
+        """Tokens of prompt and output together at which it ends."""
+        max_tokens, longest = request.sampling.max_tokens, self.scheduler.longest_sequence
+        return longest if max_tokens is None else min(longest, len(request.prompt_token_ids) + max_tokens)
 
     def _check(self, request: EngineRequest) -> None:
         ids, scheduler = request.prompt_token_ids, self.scheduler
@@ -221,6 +225,19 @@ class EngineCore:
             )
         if any(not 0 <= image.start < image.start + image.length <= len(ids) for image in request.images):
             raise InvalidRequest("an image lies outside the prompt", param="images")
+
+    def _check_emitted(self, request: EngineRequest, limit: int) -> None:
+        emitted, vocab_size = request.emitted_token_ids, self.config.model.vocab_size
+        if not emitted:
+            return
+        if min(emitted) < 0 or max(emitted) >= vocab_size:
+            raise InvalidRequest(f"a token outside the vocabulary of {vocab_size}", param="emitted_token_ids")
+        length = len(request.prompt_token_ids) + len(emitted)
+        if length >= limit:
+            raise InvalidRequest(
+                f"prompt and emitted tokens are {length}, and the request ends at {limit}: nothing is left",
+                param="emitted_token_ids",
+            )
 
     # ----------------------------------------------------------------------------------------------- state
 

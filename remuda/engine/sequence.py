@@ -52,19 +52,19 @@ class Sequence:
         self.order = order  # (priority, arrival number): what runs first and is preempted last
         self.limit = limit  # known tokens at which it ends
         self.table = table
-        self.token_ids = list(request.prompt_token_ids)
-        self.prompt_len = len(self.token_ids)
+        self.token_ids = [*request.prompt_token_ids, *request.emitted_token_ids]
+        self.prompt_len = len(request.prompt_token_ids)
         self.ending = sampling.ending_token_ids | {NON_FINITE}
-        self.known = self.prompt_len
+        self.known = len(self.token_ids)
         self.computed = 0
         self.status = Status.WAITING
         self.slot = -1
         self.cohort = -1  # of a decoding sequence
         self.last_step = -NEVER
-        self.wake_at = self.prompt_len + 1  # confirmed length at which its results need more than an append
-        self.started = False  # the first token has been delivered
+        self.wake_at = self.known + 1  # confirmed length at which its results need more than an append
+        self.started = bool(request.emitted_token_ids)  # the first token has been delivered
         self.cached_tokens = 0
-        wants_prompt = sampling.prompt_logprobs is not None
+        wants_prompt = sampling.prompt_logprobs is not None and not self.started
         self.prompt_logprobs: list[TokenLogprobs | None] | None = [None] * self.prompt_len if wants_prompt else None
 
     @property

@@ -25,7 +25,11 @@ class ImageInput(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineRequest(msgspec.Struct, frozen=True, tag="add"):
-    """A request whose prompt is tokenized and whose sampling parameters are checked and complete (seed, eos ids)."""
+    """A request whose prompt is tokenized and whose sampling parameters are checked and complete (seed, eos ids).
+
+    With `emitted_token_ids` it goes on where another engine left off: they count as its output (penalties, min_tokens,
+    max_tokens, random numbers by position), and only what follows them is answered.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
@@ -34,6 +38,7 @@ class EngineRequest(msgspec.Struct, frozen=True, tag="add"):
     priority: int = 0  # lower runs first, with --scheduling-policy priority
     cache_salt: str = ""
     images: list[ImageInput] = []
+    emitted_token_ids: list[int] = []
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
