@@ -19,12 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from remuda.kernels import activation, attention, norm
-from remuda.kernels.attention import naive as naive_attention
-from remuda.kernels.linear import PackedLinear
-from remuda.kernels.moe import PackedExperts
 from remuda.kernels.native import build, runtime
-from remuda.kernels.norm import naive as naive_norm
+from remuda.kernels.select import native_table, torch_table
+from remuda.kernels.table import HeadLayout
+
+TORCH, NATIVE = torch_table(), native_table()
 
 _COLD_BYTES = 400 << 20  # of weight copies, so that none is found in a cache
 
@@ -68,9 +67,7 @@ def bench_linear() -> Iterator[Measurement]:
     for n, k in [(384, 256), (2048, 256), (1280, 768), (4096, 768), (3072, 2048), (16384, 2048), (2048, 8192)]:
         copies = max(1, min(64, _COLD_BYTES // (2 * n * k)))
         weights = [torch.randn(n, k).bfloat16() for _ in range(copies)]
-        linears = [PackedLinear(weight) for weight in weights]
-        for linear in linears:
-            linear.adopt_native()
+        linears = [NATIVE.make_linear(weight) for weight in weights]
         for rows in (1, 4, 16, 64, 512, 2048):
             x = torch.randn(rows, k).bfloat16()
             packed, plain = cycle(linears), cycle([partial(_plain_linear, weight) for weight in weights])
@@ -85,8 +82,7 @@ def bench_experts() -> Iterator[Measurement]:
     for hidden, intermediate in [(256, 512), (1024, 1024)]:
         gate_up = (torch.randn(experts, hidden, 2 * intermediate) * 0.03).bfloat16()
         down = (torch.randn(experts, intermediate, hidden) * 0.03).bfloat16()
-        native, plain = PackedExperts(gate_up, down), PackedExperts(gate_up, down)
-        native.adopt_native()
+        native, plain = NATIVE.make_experts(gate_up, down), TORCH.make_experts(gate_up, down)
         for tokens in (1, 16, 512, 4096):
             x, expert = torch.randn(tokens, hidden).bfloat16(), torch.randint(experts, (tokens, 1))
             weight, active = torch.rand(tokens, 1), len(expert.unique())
@@ -120,11 +116,12 @@ def bench_attention() -> Iterator[Measurement]:
             k, v = (torch.randn(rows * blocks + 1, kv_heads, 16, width).bfloat16() for _ in range(2))
             q = torch.randn(rows * query, heads, width).bfloat16()
             call = (q, k, v, batch, 0, None, width**-0.5)
+            layout = HeadLayout(heads, kv_heads, width, interleaved=False)
             seen = rows * query * (context - (query - 1) / 2)
             yield Measurement(
                 "attention", f"{rows} x {query} of {context}, {heads}/{kv_heads} x {width}",
-                best_us(partial(attention.paged_attention, *call)),
-                best_us(partial(naive_attention.paged_attention, *call)),
+                best_us(partial(NATIVE.attention(layout).paged_attention, *call)),
+                best_us(partial(TORCH.attention(layout).paged_attention, *call)),
                 4.0 * rows * context * kv_heads * width, 4.0 * seen * heads * width,
             )  # fmt: skip
 
@@ -133,13 +130,13 @@ def bench_elementwise() -> Iterator[Measurement]:
     for rows, hidden in [(1, 256), (16, 1024), (2048, 768)]:
         x, residual, weight = (torch.randn(size).bfloat16() for size in ((rows, hidden), (rows, hidden), (hidden,)))
         yield Measurement(
-            "add_rms_norm", f"{rows} x {hidden}", best_us(partial(norm.add_rms_norm, x, residual, weight, 1e-5)),
-            best_us(partial(naive_norm.add_rms_norm, x, residual, weight, 1e-5)), 4.0 * rows * hidden, 0.0,
+            "add_rms_norm", f"{rows} x {hidden}", best_us(partial(NATIVE.add_rms_norm, x, residual, weight, 1e-5)),
+            best_us(partial(TORCH.add_rms_norm, x, residual, weight, 1e-5)), 4.0 * rows * hidden, 0.0,
         )  # fmt: skip
         gate_up = torch.randn(rows, 2 * hidden).bfloat16()
         yield Measurement(
-            "silu_mul", f"{rows} x {hidden}", best_us(partial(activation.silu_mul, gate_up)),
-            best_us(partial(activation.naive.silu_mul, gate_up)), 4.0 * rows * hidden, 0.0,
+            "silu_mul", f"{rows} x {hidden}", best_us(partial(NATIVE.silu_mul, gate_up)),
+            best_us(partial(TORCH.silu_mul, gate_up)), 4.0 * rows * hidden, 0.0,
         )  # fmt: skip
 
 

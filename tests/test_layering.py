@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent / "remuda"
 BELOW: dict[str, set[str]] = {"protocol": set(), "config": {"protocol"}}
 BELOW["text"] = BELOW["metrics"] = {"config", "protocol"}
 _base = {"text", "metrics", "config", "protocol"}
-BELOW["parallel"] = BELOW["weights"] = _base | {"kernels"}
-BELOW["kernels"] = _base
+BELOW["parallel"] = BELOW["weights"] = BELOW["kernels"] = _base
 BELOW["layers"] = _base | {"kernels", "weights", "parallel"}
 BELOW["models"] = BELOW["layers"] | {"layers"}
 BELOW["planner"] = BELOW["tiny"] = BELOW["models"] | {"models"}
@@ -29,11 +28,13 @@ BELOW["launch"] = BELOW["executor"] | BELOW["server"] | {"executor", "server", "
 BELOW["evaluation"] = _base
 BELOW["cli"] = BELOW["llm"] = set(BELOW) | {"cli", "llm"}
 
-TORCH_FREE = ("protocol", "config", "planner", "text", "metrics", "engine", "server", "launch", "hub")
+TORCH_FREE = (
+    "protocol", "config", "planner", "text", "metrics", "layers", "models", "engine", "server", "launch", "hub",
+)  # fmt: skip
 TORCH_FREE_MODULES = (
     "remuda",
+    "remuda.kernels.select",
     "remuda.parallel.topology",
-    "remuda.models.registry",
     "remuda.executor.multiproc",
     "remuda.cli.main",
 )

@@ -5,13 +5,16 @@ X = (Q + 2 x key/value heads) x D.
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from remuda.config.model import AttentionKind
-from remuda.kernels import attention, rotary
+from remuda.kernels.table import HeadLayout, HeadNorm, KernelTable
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.batch import ForwardBatch
 from remuda.layers.linear import QKVParallelLinear, RowParallelLinear
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Attention(Layer):
@@ -26,16 +29,18 @@ class Attention(Layer):
         self.output = RowParallelLinear(
             context, f"{prefix}.o_proj", config.num_heads * config.head_dim, config.hidden_size
         )
-        self.heads = rotary.HeadLayout(
-            self.qkv.num_heads, self.qkv.num_kv_heads, config.head_dim, config.rope_interleaved
-        )
+        self.heads = HeadLayout(self.qkv.num_heads, self.qkv.num_kv_heads, config.head_dim, config.rope_interleaved)
         self.group = group
         self.depth = depth
         self.chunk = config.attention_chunk if layer.attention is AttentionKind.CHUNKED else None
         self.rope = layer.rope
         self.tuned = layer.temperature_tuning
-        self.norm_eps = config.rms_norm_eps if layer.qk_norm else None
+        self.norm = HeadNorm(config.rms_norm_eps) if layer.qk_norm else None
         self.scale = config.head_dim**-0.5
+
+    def bind_own(self, kernels: KernelTable) -> None:
+        serving = kernels.attention(self.heads)
+        self.rope_kv, self.paged_attention = serving.rope_kv, serving.paged_attention
 
     def __call__(
         self, x_TH: torch.Tensor, batch: ForwardBatch, cos_sin_TD: torch.Tensor, temperature_T: torch.Tensor | None
@@ -44,6 +49,6 @@ class Attention(Layer):
         qkv_TX = self.qkv(x_TH)
         angles_TD = cos_sin_TD if self.rope else None
         temperature_T = temperature_T if self.tuned else None
-        q_TQD = rotary.rope_kv(qkv_TX, angles_TD, temperature_T, self.heads, batch, self.group, k, v, self.norm_eps)
-        o_TQD = attention.paged_attention(q_TQD, k, v, batch, self.group, self.chunk, self.scale)
+        q_TQD = self.rope_kv(qkv_TX, angles_TD, temperature_T, self.heads, batch, self.group, k, v, self.norm)
+        o_TQD = self.paged_attention(q_TQD, k, v, batch, self.group, self.chunk, self.scale)
         return self.output(o_TQD.flatten(1))

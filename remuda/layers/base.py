@@ -1,7 +1,8 @@
-"""What every layer is: a plain object that declares parameters when built and packs them for its kernels once loaded.
+"""What every layer is: a plain object that declares parameters when built and is bound to its kernels once loaded.
 
 Not torch.nn.Module: a decode step of a small model calls a hundred layers, and Module's call and attribute protocol
-would cost more than some of them. Building a layer allocates nothing, so any rank's share can be sized anywhere.
+would cost more than some of them. Building a layer allocates nothing and imports no torch, so any rank's share can be
+sized anywhere.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from remuda.config.model import ModelConfig
 from remuda.config.quant import QuantRule
-from remuda.parallel.collectives import Communicator
 from remuda.parallel.topology import Topology
 from remuda.weights.parameter import Parameter
+
+if TYPE_CHECKING:
+    from remuda.kernels.table import KernelTable
+    from remuda.parallel.collectives import Communicator
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,16 @@ class BuildContext:
     config: ModelConfig
     topology: Topology
     comm: Communicator  # among the TP ranks of this stage
-    device: torch.device
+    device: str  # cpu, cuda:0, ...
 
     @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32 if self.config.dtype == "float32" else torch.bfloat16
+    def dtype(self) -> str:
+        """What is computed in: a name of config/dtypes.py."""
+        return self.config.dtype
 
-    def weight_dtype(self, quantized: bool) -> torch.dtype:
+    def weight_dtype(self, quantized: bool) -> str:
         """What a weight is kept in."""
-        return torch.float8_e4m3fn if quantized else self.dtype
+        return "float8_e4m3fn" if quantized else self.dtype
 
     @property
     def tp_size(self) -> int:
@@ -63,6 +66,17 @@ class Layer:
     with an underscore is a reference to a layer that belongs elsewhere.
     """
 
+    def bind(self, kernels: KernelTable) -> None:
+        """Take what runs in and below this layer from a table: once packed, and again when there is a better one."""
+        for layer in self.walk():
+            layer.bind_own(kernels)
+
+    def pack(self, kernels: KernelTable) -> None:
+        """Called once, after loading: take the parameters' tensors and make what runs of them."""
+
+    def bind_own(self, kernels: KernelTable) -> None:
+        """This layer's part of `bind`; the layers below it are bound already."""
+
     def walk(self) -> Iterator[Layer]:
         """This layer's sub-layers, depth first, then itself."""
         for name, value in vars(self).items():
@@ -79,11 +93,5 @@ class Layer:
     def parameters(self) -> list[Parameter]:
         """Every parameter below and in this layer."""
         return [value for layer in self.walk() for value in vars(layer).values() if isinstance(value, Parameter)]
-
-    def pack(self) -> None:
-        """Called once, after loading: take the parameters' tensors and build what runs."""
-
-    def adopt_native(self) -> None:
-        """Called between steps when the native kernels are ready."""
 
     __call__: Any

@@ -6,9 +6,10 @@ T tokens, S rows (sequences), G KV groups, B blocks of the longest table, P page
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(slots=True)

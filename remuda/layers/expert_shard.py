@@ -73,10 +73,10 @@ class ExpertShard:
         for here, prefix in self._modules():
             for name, _, into in self._halves():
                 source, shape = f"{prefix}.{name}.weight", (self.inner, self.hidden)
-                gate_up.append(Slice(source, shape, (self.columns, rows), (here, rows, into), True, quantized=True))
+                gate_up.append(Slice(source, shape, (self.columns, rows), (here, rows, into), True))
             source, shape = f"{prefix}.down_proj.weight", (self.hidden, self.inner)
             into = (0, self.width)
-            down.append(Slice(source, shape, (rows, self.columns), (here, into, rows), True, quantized=True))
+            down.append(Slice(source, shape, (rows, self.columns), (here, into, rows), True))
         return tuple(gate_up), tuple(down)
 
     def scales(self) -> Slices:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from remuda.kernels.linear import PackedLinear
+from remuda.kernels.table import KernelTable
 from remuda.layers.base import BuildContext, Layer
 from remuda.weights.parameter import Parameter, Slice
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,20 @@ class Linear(Layer):
             total = piece.shape[0]
             rows = (row, row := row + piece.outputs[1] - piece.outputs[0])
             region, into = (piece.outputs, piece.inputs), (rows, (0, inputs))
-            weight.append(Slice(f"{piece.module}.weight", piece.shape, region, into, quantized=quantized))
+            weight.append(Slice(f"{piece.module}.weight", piece.shape, region, into))
             biases.append(Slice(f"{piece.module}.bias", (total,), (piece.outputs,), (rows,)))
             scales.append(Slice(f"{piece.module}.weight_scale", (total, 1), (piece.outputs, (0, 1)), (rows, (0, 1))))
         self.weight = Parameter((outputs, inputs), context.weight_dtype(quantized), tuple(weight))
         self.bias = Parameter((outputs,), context.dtype, tuple(biases)) if bias else None
-        self.scale = Parameter((outputs, 1), torch.float32, tuple(scales)) if quantized else None
+        self.scale = Parameter((outputs, 1), "float32", tuple(scales)) if quantized else None
 
-    def pack(self) -> None:
+    def pack(self, kernels: KernelTable) -> None:
         bias = self.bias.take() if self.bias else None
         scale = self.scale.take().view(-1) if self.scale else None
-        self.linear = PackedLinear(self.weight.take(), bias, scale, self.gated)
+        self.linear = kernels.make_linear(self.weight.take(), bias, scale, self.gated)
 
-    def adopt_native(self) -> None:
-        self.linear.adopt_native()
+    def bind_own(self, kernels: KernelTable) -> None:
+        self.linear = kernels.repack_linear(self.linear)
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         return self.linear(x_TK)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.linear import ColumnParallelLinear, RowParallelLinear
+
+if TYPE_CHECKING:
+    import torch
 
 
 class MLP(Layer):

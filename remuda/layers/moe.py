@@ -5,14 +5,17 @@ T tokens, k choices per token, H hidden.
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from remuda.kernels import moe
+from remuda.kernels.table import KernelTable
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.expert_shard import ExpertShard
 from remuda.layers.linear import ReplicatedLinear
 from remuda.layers.mlp import MLP
 from remuda.weights.parameter import Parameter
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Experts(Layer):
@@ -28,17 +31,17 @@ class Experts(Layer):
         self.gate_up_scale = self.down_scale = None
         if quantized:
             gate_up, down = shard.scales()
-            self.gate_up_scale = Parameter((shard.count, 2 * shard.width), torch.float32, gate_up)
-            self.down_scale = Parameter((shard.count, shard.hidden), torch.float32, down)
+            self.gate_up_scale = Parameter((shard.count, 2 * shard.width), "float32", gate_up)
+            self.down_scale = Parameter((shard.count, shard.hidden), "float32", down)
 
-    def pack(self) -> None:
+    def pack(self, kernels: KernelTable) -> None:
         scales = None
         if self.gate_up_scale is not None and self.down_scale is not None:
             scales = (self.gate_up_scale.take(), self.down_scale.take())
-        self.experts = moe.PackedExperts(self.gate_up.take(), self.down.take(), scales)
+        self.experts = kernels.make_experts(self.gate_up.take(), self.down.take(), scales)
 
-    def adopt_native(self) -> None:
-        self.experts.adopt_native()
+    def bind_own(self, kernels: KernelTable) -> None:
+        self.experts = kernels.repack_experts(self.experts)
 
     def __call__(self, x_TH: torch.Tensor, expert_Tk: torch.Tensor, weight_Tk: torch.Tensor) -> torch.Tensor:
         """This rank's part of the sum over each token's choices; `expert_Tk` are ids among all experts."""
@@ -66,7 +69,10 @@ class SigmoidMoE(Layer):
         self.comm = context.comm
         self.reduce = context.tp_size > 1
 
+    def bind_own(self, kernels: KernelTable) -> None:
+        self.route_sigmoid = kernels.route_sigmoid
+
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
-        expert_Tk, weight_Tk = moe.route_sigmoid(self.router(x_TH), self.top_k)
+        expert_Tk, weight_Tk = self.route_sigmoid(self.router(x_TH), self.top_k)
         y_TH = self.experts(x_TH, expert_Tk, weight_Tk).add_(self.shared(x_TH))
         return self.comm.all_reduce_(y_TH) if self.reduce else y_TH

@@ -1,28 +1,52 @@
-"""RMS norm with a weight. T tokens, H hidden."""
+"""Norms with weights, replicated on every rank. T tokens, H hidden."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from remuda.kernels import norm
+from remuda.kernels.table import KernelTable
 from remuda.layers.base import BuildContext, Layer
 from remuda.weights.parameter import Parameter, Slice, whole
 
+if TYPE_CHECKING:
+    import torch
+
+
+def replicated(context: BuildContext, source: str, shape: tuple[int, ...]) -> Parameter:
+    """A checkpoint tensor that every rank holds whole, in the compute dtype."""
+    return Parameter(shape, context.dtype, (Slice(source, shape, whole(shape), whole(shape)),))
+
 
 class RMSNorm(Layer):
-    """Replicated on every rank."""
-
     def __init__(self, context: BuildContext, module: str, size: int, eps: float) -> None:
-        shape = (size,)
-        self.weight = Parameter(shape, context.dtype, (Slice(f"{module}.weight", shape, whole(shape), whole(shape)),))
+        self.weight = replicated(context, f"{module}.weight", (size,))
         self.eps = eps
 
-    def pack(self) -> None:
+    def pack(self, kernels: KernelTable) -> None:
         self.weight_H = self.weight.take()
 
+    def bind_own(self, kernels: KernelTable) -> None:
+        self.rms_norm, self.add_rms_norm = kernels.rms_norm, kernels.add_rms_norm
+
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
-        return norm.rms_norm(x_TH, self.weight_H, self.eps)
+        return self.rms_norm(x_TH, self.weight_H, self.eps)
 
     def add(self, x_TH: torch.Tensor, residual_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(norm(residual + x), residual + x); may overwrite both inputs."""
-        return norm.add_rms_norm(x_TH, residual_TH, self.weight_H, self.eps)
+        return self.add_rms_norm(x_TH, residual_TH, self.weight_H, self.eps)
+
+
+class LayerNorm(Layer):
+    def __init__(self, context: BuildContext, module: str, size: int, eps: float) -> None:
+        self.weight = replicated(context, f"{module}.weight", (size,))
+        self.bias = replicated(context, f"{module}.bias", (size,))
+        self.eps = eps
+
+    def pack(self, kernels: KernelTable) -> None:
+        self.weight_H, self.bias_H = self.weight.take(), self.bias.take()
+
+    def bind_own(self, kernels: KernelTable) -> None:
+        self.layer_norm = kernels.layer_norm
+
+    def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm(x_TH, self.weight_H, self.bias_H, self.eps)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING
 
-from remuda.kernels.linear import PackedLinear
+from remuda.kernels.table import KernelTable
 from remuda.layers.base import BuildContext, Layer
 from remuda.weights.parameter import Parameter, Slice
+
+if TYPE_CHECKING:
+    import torch
 
 
 class _VocabParallel(Layer):
@@ -30,27 +32,30 @@ class VocabParallelEmbedding(_VocabParallel):
         self.comm = context.comm
         self.parallel = context.tp_size > 1
 
-    def pack(self) -> None:
+    def pack(self, kernels: KernelTable) -> None:
         self.weight_VH = self.weight.take()
+
+    def bind_own(self, kernels: KernelTable) -> None:
+        self.embedding = kernels.embedding
 
     def __call__(self, ids_T: torch.Tensor) -> torch.Tensor:
         """Rows of the whole vocabulary [T, H], on every rank. A new tensor."""
         if not self.parallel:
-            return F.embedding(ids_T, self.weight_VH)
+            return self.embedding(ids_T, self.weight_VH)
         local_T = ids_T - self.start
         foreign_T = (local_T < 0) | (local_T >= self.real)
-        rows_TH = F.embedding(local_T.masked_fill_(foreign_T, 0), self.weight_VH)
+        rows_TH = self.embedding(local_T.masked_fill_(foreign_T, 0), self.weight_VH)
         return self.comm.all_reduce_(rows_TH.masked_fill_(foreign_T[:, None], 0))
 
 
 class ParallelHead(_VocabParallel):
     """Logits of this rank's ids."""
 
-    def pack(self) -> None:
-        self.linear = PackedLinear(self.weight.take())
+    def pack(self, kernels: KernelTable) -> None:
+        self.linear = kernels.make_linear(self.weight.take())
 
-    def adopt_native(self) -> None:
-        self.linear.adopt_native()
+    def bind_own(self, kernels: KernelTable) -> None:
+        self.linear = kernels.repack_linear(self.linear)
 
     def __call__(self, x_SH: torch.Tensor) -> torch.Tensor:
         """float32 [S, V]; ids past the vocabulary are at -inf."""
@@ -67,5 +72,5 @@ class TiedHead(ParallelHead):
         self.size, self.start, self.real = embedding.size, embedding.start, embedding.real
         self._embedding = embedding
 
-    def pack(self) -> None:
-        self.linear = PackedLinear(self._embedding.weight_VH)
+    def pack(self, kernels: KernelTable) -> None:
+        self.linear = kernels.make_linear(self._embedding.weight_VH)

@@ -6,8 +6,7 @@ T tokens, S sampled rows, H hidden.
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING
 
 from remuda.config.kv_groups import group_of_layers
 from remuda.layers.attention import Attention
@@ -17,6 +16,9 @@ from remuda.layers.norm import RMSNorm
 from remuda.layers.rotary import QueryTemperature, RotaryAngles
 from remuda.layers.vocab import ParallelHead, TiedHead, VocabParallelEmbedding
 from remuda.models.interfaces import Model, SupportsPP
+
+if TYPE_CHECKING:
+    import torch
 
 FeedForward = Callable[[BuildContext, str, int], Layer]  # (context, layer prefix, global layer index)
 
@@ -70,7 +72,7 @@ class Decoder(Model, SupportsPP):
                 self.head: ParallelHead = TiedHead(context, self.embed_tokens)
             else:
                 self.head = ParallelHead(context, embeddings if shared else f"{head}.weight")
-        self.angles = RotaryAngles(config.head_dim, config.rope_theta, config.rope_scaling, context.device)
+        self.angles = RotaryAngles(context, config.head_dim, config.rope_theta, config.rope_scaling)
         tuned = any(config.layers[index].temperature_tuning for index in topology.layers)
         self.temperature = QueryTemperature(config.temperature_floor, config.temperature_scale) if tuned else None
 

@@ -6,12 +6,16 @@ T tokens, S sampled rows, H hidden, V ids of this rank's vocabulary shard, N ima
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
-import torch
-
+from remuda.kernels.select import kernel_table
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.batch import ForwardBatch
-from remuda.weights.loader import LoadReport, Progress, load_parameters
+
+if TYPE_CHECKING:
+    import torch
+
+    from remuda.weights.loader import LoadReport, Progress
 
 
 class Completion:
@@ -58,16 +62,19 @@ class Model(Layer):
         return sum(parameter.nbytes for parameter in self.parameters())
 
     def load(self, progress: Progress | None = None) -> LoadReport:
-        """Read this rank's bytes of the checkpoint at config.path and get ready to run."""
-        report = load_parameters(self.parameters(), self.context.config.path, self.context.device, progress)
-        for layer in self.walk():
-            layer.pack()
-        return report
+        """Read this rank's bytes of the checkpoint at config.path and get ready to run.
 
-    def switch_to_native(self) -> None:
-        """Let every layer adopt its native kernel; between steps, on all ranks at the same step."""
+        `bind` may exchange the kernels later: between two steps, on all ranks at the same step.
+        """
+        from remuda.weights.loader import load_parameters  # imports torch, which declaring a model does not need
+
+        config, device = self.context.config, self.context.device
+        kernels = kernel_table(device, config.dtype)
+        report = load_parameters(self.parameters(), config.path, device, progress)
         for layer in self.walk():
-            layer.adopt_native()
+            layer.pack(kernels)
+        self.bind(kernels)
+        return report
 
 
 class SupportsPP:

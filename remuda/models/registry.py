@@ -11,8 +11,10 @@ from remuda.config.generation import with_generation_config
 from remuda.config.huggingface import open_config
 from remuda.config.model import LayerConfig, ModelConfig
 from remuda.config.quant import QuantRule
+from remuda.layers.base import BuildContext
 from remuda.models import llama, llama4
 from remuda.models.architecture import Architecture
+from remuda.models.interfaces import Model, SupportsPP
 from remuda.models.tiny import TinyKind
 from remuda.parallel.topology import Topology
 from remuda.protocol.errors import ConfigError
@@ -20,7 +22,6 @@ from remuda.protocol.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from remuda.models.interfaces import Model
     from remuda.parallel.collectives import Communicator
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -63,8 +64,6 @@ def _with_quantized_parts(config: ModelConfig, architecture: Architecture) -> Mo
 
 def check_architecture(name: str, pp_size: int) -> None:
     """Raise ConfigError, saying what is supported, if no model is registered or it cannot run in `pp_size` stages."""
-    from remuda.models.interfaces import SupportsPP
-
     if name not in ARCHITECTURES:
         raise ConfigError(f"architecture {name!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
     if pp_size > 1 and not ARCHITECTURES[name].supports(SupportsPP):
@@ -76,10 +75,6 @@ def build_model(
     config: ModelConfig, topology: Topology, comm: Communicator, device: torch.device | str = "cpu"
 ) -> Model:
     """This rank's share, described but without weights: nothing is allocated before load()."""
-    import torch
-
-    from remuda.layers.base import BuildContext
-
     check_architecture(config.architecture, topology.pp_size)
     model = ARCHITECTURES[config.architecture].model_class()
-    return model(BuildContext(config, topology, comm, torch.device(device)))
+    return model(BuildContext(config, topology, comm, str(device)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,12 +47,12 @@ class Groups:
     stage: int = 0
     timeout_s: float = 60.0
 
-    def share_memory(self, spin: bool) -> None:
-        """Continue the TP ranks' collectives over shared memory (a stage never spans hosts). Collective; the native
-        library must be loaded. `spin`: every rank has a core of its own."""
+    def share_memory(self, library: ctypes.CDLL, spin: bool) -> None:
+        """Continue the TP ranks' collectives over shared memory (a stage never spans hosts), by the C of `library`.
+        Collective. `spin`: every rank has a core of its own."""
         if self.tp.size > 1:
             store = dist.PrefixStore(f"shared-memory{self.stage}", self.store)
-            self.tp.switch(shm.connect(store, self.tp.rank, self.tp.size, timeout_s=self.timeout_s, spin=spin))
+            self.tp.switch(shm.connect(library, store, self.tp.rank, self.tp.size, timeout_s=self.timeout_s, spin=spin))
 
     def barrier(self, name: str, timeout_s: float = 600.0) -> None:
         """Wait until every rank of the replica has called this with `name` (it is slow: for start and end)."""

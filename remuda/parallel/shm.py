@@ -1,6 +1,6 @@
 """Collectives among ranks of one host through shared memory: a Communicator that costs microseconds, not sockets.
 
-Needs the native library (`remuda.kernels.native.runtime`) to be loaded.
+The C of it (shm.c) lies in the library of native kernels, which the caller has loaded and passes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,39 @@ import ctypes
 import errno
 import mmap
 import os
+from ctypes import c_int32, c_int64, c_uint32, c_void_p
 from typing import Any
 
 import torch
 
-from remuda.kernels.native import runtime
-from remuda.kernels.native.structs import PeerGroup
 from remuda.protocol.errors import ReplicaDied
 
 _SPIN_US = 200
+
+_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "remuda_shm_bytes": (c_int64, [c_int32]),
+    "remuda_shm_all_reduce": (c_int32, [c_void_p, c_void_p, c_int64, c_int32]),
+    "remuda_shm_gather": (c_int32, [c_void_p, c_void_p, c_void_p, c_int64]),
+    "remuda_shm_broadcast": (c_int32, [c_void_p, c_void_p, c_int64, c_int32]),
+    "remuda_shm_barrier": (c_int32, [c_void_p]),
+    "remuda_shm_close": (None, [c_void_p]),
+}
+
+
+class PeerGroup(ctypes.Structure):
+    """shm.c peer_group."""
+
+    _fields_ = [
+        ("shared", c_void_p), ("rank", c_int32), ("size", c_int32), ("meeting", c_uint32), ("spin_us", c_int32),
+        ("timeout_ms", c_int64),
+    ]  # fmt: skip
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
 
 
 class SharedMemory:
@@ -27,10 +51,12 @@ class SharedMemory:
     wait by spinning for a while first; right where every rank has a core of its own.
     """
 
-    def __init__(self, segment: int, rank: int, size: int, *, timeout_s: float = 60.0, spin: bool = True) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, segment: int, rank: int, size: int, *, timeout_s: float = 60.0, spin: bool = True
+    ) -> None:
         self.rank = rank
         self.size = size
-        library = runtime.library
+        _declare(library)
         self._map = mmap.mmap(segment, library.remuda_shm_bytes(size))
         self._anchor = ctypes.c_char.from_buffer(self._map)  # keeps the mapping while C points into it
         self._group = PeerGroup(
@@ -43,6 +69,7 @@ class SharedMemory:
         self._gather = library.remuda_shm_gather
         self._broadcast = library.remuda_shm_broadcast
         self._barrier = library.remuda_shm_barrier
+        self._close = library.remuda_shm_close
 
     def all_reduce_(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over ranks in rank order, in float32, rounded once: the same bits on every rank. bf16 or float32."""
@@ -78,7 +105,7 @@ class SharedMemory:
 
     def close(self) -> None:
         """Wake whoever waits in a collective of this group with an error."""
-        runtime.library.remuda_shm_close(self._address)
+        self._close(self._address)
 
     def _check(self, error: int) -> None:
         if error == errno.ETIMEDOUT:
@@ -87,25 +114,27 @@ class SharedMemory:
             raise ReplicaDied(f"a peer of tensor-parallel rank {self.rank} has closed their shared memory")
 
 
-def make_segment(size: int) -> int:
+def make_segment(library: ctypes.CDLL, size: int) -> int:
     """Descriptor of a new segment for `size` ranks; unnamed memory, gone with the last process that maps it."""
     segment = os.memfd_create("remuda-collectives")
-    os.ftruncate(segment, runtime.library.remuda_shm_bytes(size))
+    os.ftruncate(segment, _declare(library).remuda_shm_bytes(size))
     return segment
 
 
-def connect(store: Any, rank: int, size: int, *, timeout_s: float = 60.0, spin: bool = True) -> SharedMemory:
+def connect(
+    library: ctypes.CDLL, store: Any, rank: int, size: int, *, timeout_s: float = 60.0, spin: bool = True
+) -> SharedMemory:
     """Meet the other ranks of a group on this host; `store` is a torch.distributed store that is theirs alone.
 
     Collective. Rank 0 makes the segment and keeps its descriptor open until all have mapped it.
     """
     if rank == 0:
-        segment = make_segment(size)
+        segment = make_segment(library, size)
         store.set("segment", f"/proc/{os.getpid()}/fd/{segment}")
     else:
         segment = os.open(store.get("segment").decode(), os.O_RDWR)
     try:
-        group = SharedMemory(segment, rank, size, timeout_s=timeout_s, spin=spin)
+        group = SharedMemory(library, segment, rank, size, timeout_s=timeout_s, spin=spin)
         group.barrier()
     finally:
         os.close(segment)

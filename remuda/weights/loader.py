@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from remuda.config.dtypes import CONVERTIBLE
 from remuda.protocol.errors import CheckpointError
 from remuda.weights.checkpoint import Checkpoint, StoredTensor
 from remuda.weights.parameter import Parameter, Slice, region_shape
@@ -34,7 +35,7 @@ class _Read:
 def load_parameters(
     parameters: Iterable[Parameter],
     directory: str | Path,
-    device: torch.device,
+    device: torch.device | str,
     progress: Progress | None = None,
 ) -> LoadReport:
     """Allocate and fill every parameter. Raises CheckpointError naming file, tensor and expectation.
@@ -44,9 +45,10 @@ def load_parameters(
     """
     parameters = list(parameters)
     with Checkpoint(directory) as checkpoint:
-        reads = sorted(_plan(checkpoint, parameters), key=lambda read: (read.tensor.file, read.tensor.start))
+        slices = [parameter.slices for parameter in parameters]
+        reads = sorted(_plan(checkpoint, parameters, slices), key=lambda read: (read.tensor.file, read.tensor.start))
         total = sum(read.nbytes for read in reads)
-        tensors = [parameter.allocate(device) for parameter in parameters]
+        tensors = [_allocate(*described, device) for described in zip(parameters, slices, strict=True)]
         done = reported = 0
         for read in reads:
             done += _fill(checkpoint, read, tensors[read.parameter])
@@ -58,15 +60,33 @@ def load_parameters(
     return LoadReport(done, sum(parameter.nbytes for parameter in parameters))
 
 
-def _plan(checkpoint: Checkpoint, parameters: list[Parameter]) -> Iterable[_Read]:
+def _plan(checkpoint: Checkpoint, parameters: list[Parameter], slices: list[tuple[Slice, ...]]) -> Iterable[_Read]:
     for index, parameter in enumerate(parameters):
-        for piece in parameter.slices:
+        for piece in slices[index]:
             tensor = checkpoint.find(piece.source, piece.shape)
-            if (tensor.dtype == torch.float8_e4m3fn) != piece.quantized:
-                expected = "float8_e4m3" if piece.quantized else "no float8 type (quantization_config leaves it out)"
-                raise CheckpointError(f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}, expected {expected}")
+            _check_dtype(tensor, parameter)
             nbytes = prod(region_shape(piece.region)) * tensor.dtype.itemsize
             yield _Read(tensor, piece, index, nbytes)
+
+
+def _check_dtype(tensor: StoredTensor, parameter: Parameter) -> None:
+    """Floats are cast to each other while they are read; what a quantization format stores must be as declared."""
+    stored = str(tensor.dtype).removeprefix("torch.")
+    if stored == parameter.dtype or {stored, parameter.dtype} <= CONVERTIBLE:
+        return
+    raise CheckpointError(
+        f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}, expected {parameter.dtype} (quantization_config says "
+        "which modules are quantized, and how)"
+    )
+
+
+def _allocate(parameter: Parameter, slices: tuple[Slice, ...], device: torch.device | str) -> torch.Tensor:
+    """Make the tensor: zeros where no slice writes (padding)."""
+    covered = sum(prod(region_shape(piece.into)) for piece in slices)
+    make = torch.empty if covered == prod(parameter.shape) else torch.zeros
+    tensor = make(parameter.shape, dtype=getattr(torch, parameter.dtype), device=device)
+    parameter.fill(tensor)
+    return tensor
 
 
 def _fill(checkpoint: Checkpoint, read: _Read, tensor: torch.Tensor) -> int:

@@ -5,10 +5,15 @@ The loader reads by this data, memory reports count by it, and nothing else in t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
-import torch
+from remuda.config.dtypes import VALUE_BYTES
+
+if TYPE_CHECKING:
+    import torch
 
 Region = tuple[tuple[int, int], ...]  # [start, stop) per dimension
 
@@ -35,7 +40,6 @@ class Slice:
     region: Region
     into: Region
     transpose: bool = False
-    quantized: bool = False  # the source is float8; otherwise it must not be
 
     def __post_init__(self) -> None:
         piece = region_shape(self.region)
@@ -46,24 +50,30 @@ class Slice:
 
 
 class Parameter:
-    """A tensor that a layer declares when it is built and that exists from loading until the layer takes it."""
+    """A tensor that a layer declares when it is built and that exists from loading until the layer takes it.
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, slices: tuple[Slice, ...]) -> None:
+    `slices` may be a callable that makes them: an expert stack has tens of thousands, which only a loader needs.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: str, slices: tuple[Slice, ...] | Callable[[], tuple[Slice, ...]]
+    ) -> None:
         self.shape = shape
-        self.dtype = dtype
-        self.slices = slices
+        self.dtype = dtype  # a name of config/dtypes.py
+        self._slices = slices
         self._data: torch.Tensor | None = None
 
     @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+    def slices(self) -> tuple[Slice, ...]:
+        return self._slices() if callable(self._slices) else self._slices
 
-    def allocate(self, device: torch.device) -> torch.Tensor:
-        """Make the tensor: zeros where no slice writes (padding)."""
-        covered = sum(prod(region_shape(piece.into)) for piece in self.slices)
-        make = torch.empty if covered == prod(self.shape) else torch.zeros
-        self._data = make(self.shape, dtype=self.dtype, device=device)
-        return self._data
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * VALUE_BYTES[self.dtype]
+
+    def fill(self, data: torch.Tensor) -> None:
+        """Hold a loaded tensor until the layer takes it."""
+        self._data = data
 
     def take(self) -> torch.Tensor:
         """Hand the loaded tensor over; the parameter keeps only its description, so that a repack frees the memory."""

@@ -19,7 +19,7 @@ def load_model(
 ) -> tuple[Model, LoadReport]:
     """Raises ConfigError or CheckpointError naming file, tensor and expectation."""
     if config.simulation is not None:
-        model: Model = SimulatedModel(config.simulation, BuildContext(config.model, topology, tp, device))
+        model: Model = SimulatedModel(config.simulation, BuildContext(config.model, topology, tp, str(device)))
     else:
         model = build_model(config.model, topology, tp, device)
     return model, model.load(progress)

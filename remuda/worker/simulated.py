@@ -56,7 +56,8 @@ class SimulatedModel(Model, SupportsPP, SupportsImages):
         self._simulation = simulation
         self._intervals: list[BusyInterval] = []
         self._idle_from_s = 0.0
-        self._zeros_TH = torch.zeros(1, context.config.hidden_size, dtype=context.dtype)
+        self._dtype = getattr(torch, context.dtype)
+        self._zeros_TH = torch.zeros(1, context.config.hidden_size, dtype=self._dtype)
         vocab = context.config.vocab_size
         shard = -(-vocab // context.tp_size)
         self._shard = (context.tp_rank * shard, (context.tp_rank + 1) * shard)
@@ -99,7 +100,7 @@ class SimulatedModel(Model, SupportsPP, SupportsImages):
         vision = self.context.config.vision
         assert vision is not None
         rows = len(tiles_N3SS) * vision.tokens_per_tile
-        return torch.zeros(rows, self.context.config.hidden_size, dtype=self.context.dtype)
+        return torch.zeros(rows, self.context.config.hidden_size, dtype=self._dtype)
 
     def write_trace(self) -> None:
         """Write `stage-<n>.json`: the busy intervals in step order, without those of the self-test."""

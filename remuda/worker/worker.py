@@ -13,6 +13,7 @@ from remuda.config.engine import EngineConfig
 from remuda.config.kv_groups import kv_groups
 from remuda.kernels.native import runtime
 from remuda.kernels.native.build import build
+from remuda.kernels.select import native_table
 from remuda.layers.batch import ForwardBatch
 from remuda.models.interfaces import Completion, Model, SupportsImages
 from remuda.parallel.groups import Groups
@@ -276,11 +277,11 @@ class Worker:
             return
         computes = self.config.model.dtype == "bfloat16"
         threads = torch.get_num_threads()
-        runtime.load(build(), threads if computes else 1)
-        self.groups.share_memory(spin=self._ranks_here * threads <= len(os.sched_getaffinity(0)))
+        library = runtime.load(build(), threads if computes else 1)
+        self.groups.share_memory(library, spin=self._ranks_here * threads <= len(os.sched_getaffinity(0)))
         if computes:
             torch.set_num_threads(1)  # what torch still does is small, and its idle threads would spin on our cores
-            self.model.switch_to_native()
+            self.model.bind(native_table())
 
     def close(self) -> None:
         if isinstance(self.model, SimulatedModel):

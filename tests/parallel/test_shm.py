@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,26 +17,24 @@ from remuda.parallel.shm import SharedMemory, make_segment
 from remuda.protocol.errors import ReplicaDied
 
 # Where the native library cannot be built there is nothing to test.
-pytestmark = pytest.mark.usefixtures("library")
 if build.unavailable_reason() is not None:
     __test__ = False
 
 FORK = multiprocessing.get_context("fork")
 
 
-@pytest.fixture
-def library() -> None:
-    runtime.load(build.build(), threads=1)
-    runtime.unload()
+@cache
+def library() -> ctypes.CDLL:
+    return runtime.load(build.build(), threads=1)
 
 
 def run_ranks(size: int, body: Callable[[SharedMemory], None], timeout_s: float = 20.0) -> list[int | None]:
     """Exit codes of `size` forked ranks that ran `body`."""
-    segment = make_segment(size)
+    segment = make_segment(library(), size)
 
     def run(rank: int) -> None:
         torch.set_num_threads(1)  # a fork has none of the threads that earlier tests made torch start
-        body(SharedMemory(segment, rank, size, timeout_s=timeout_s, spin=size <= 2))
+        body(SharedMemory(library(), segment, rank, size, timeout_s=timeout_s, spin=size <= 2))
 
     ranks = [FORK.Process(target=run, args=(rank,)) for rank in range(size)]
     for rank in ranks:
@@ -118,6 +118,6 @@ def test_closing_wakes_a_waiting_peer(tmp_path: Path) -> None:
 
 
 def test_integers_are_not_added() -> None:
-    group = SharedMemory(make_segment(1), 0, 1)
+    group = SharedMemory(library(), make_segment(library(), 1), 0, 1)
     with pytest.raises(TypeError, match="bfloat16 and float32"):
         group.all_reduce_(torch.ones(3, dtype=torch.int64))

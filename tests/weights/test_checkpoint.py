@@ -15,9 +15,9 @@ from remuda.weights.loader import load_parameters
 from remuda.weights.parameter import Parameter, Slice, whole
 
 
-def parameter(name: str, *shape: int, quantized: bool = False) -> Parameter:
-    piece = Slice(name, shape, whole(shape), whole(shape), quantized=quantized)
-    return Parameter(shape, torch.float32, (piece,))
+def parameter(name: str, *shape: int, dtype: str = "float32") -> Parameter:
+    piece = Slice(name, shape, whole(shape), whole(shape))
+    return Parameter(shape, dtype, (piece,))
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_nothing_is_allocated_for_a_checkpoint_that_does_not_fit(sharded: Path) 
 
 
 def test_float8_where_the_config_says_none_and_the_reverse(sharded: Path) -> None:
-    assert "tensor q is torch.float8_e4m3fn, expected no float8" in refusal(sharded, parameter("q", 2, 2))
-    assert "tensor b is torch.float32, expected float8" in refusal(sharded, parameter("b", 5, quantized=True))
+    assert "tensor q is torch.float8_e4m3fn, expected float32" in refusal(sharded, parameter("q", 2, 2))
+    assert "tensor b is torch.float32, expected float8" in refusal(sharded, parameter("b", 5, dtype="float8_e4m3fn"))
 
 
 @pytest.mark.parametrize(

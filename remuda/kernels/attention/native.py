@@ -8,9 +8,9 @@ from remuda.kernels.batch import BatchView
 from remuda.kernels.native import kv, runtime
 
 
-def serves(q_TQD: torch.Tensor) -> bool:
-    head_dim = q_TQD.shape[2]
-    return q_TQD.dtype is torch.bfloat16 and head_dim % 16 == 0 and head_dim <= 256
+def serves(head_dim: int) -> bool:
+    """Whether C has been written for heads of this width; asked when a layer is bound."""
+    return head_dim % 16 == 0 and head_dim <= 256
 
 
 def paged_attention(

@@ -10,12 +10,31 @@ import ctypes
 import torch
 import torch.nn.functional as F
 
+from remuda.kernels import table
+from remuda.kernels.linear import torch as torch_linear
 from remuda.kernels.native import runtime
 from remuda.kernels.native.structs import PackedWeight
 
 FP8 = torch.float8_e4m3fn
 DTYPES = (torch.bfloat16, FP8)  # of weights; activations are bf16
 _BF16, _FLOAT32 = 0, 1  # gemm.h output_kind
+
+
+def make_linear(
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None = None,
+    scale_N: torch.Tensor | None = None,
+    gated: bool = False,
+) -> table.Linear:
+    """Packed for C where it serves weights of this dtype; torch serves the others."""
+    kind = Linear if weight_NK.dtype in DTYPES else torch_linear.Linear
+    return kind(weight_NK, bias_N, scale_N, gated)
+
+
+def repack_linear(linear: table.Linear) -> table.Linear:
+    if not isinstance(linear, torch_linear.Linear):
+        return linear
+    return make_linear(linear.weight_NK, linear.bias_N, linear.scale_N, linear.gated)
 
 
 def packed_order(value_N: torch.Tensor | None, gated: bool) -> torch.Tensor | None:

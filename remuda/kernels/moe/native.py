@@ -9,9 +9,12 @@ import ctypes
 
 import torch
 
-from remuda.kernels.linear.native import describe, pack, packed_order, packed_size
+from remuda.kernels import table
+from remuda.kernels.linear.native import DTYPES, describe, pack, packed_order, packed_size
+from remuda.kernels.moe import torch as torch_moe
 from remuda.kernels.native import runtime
 from remuda.kernels.native.structs import PackedWeight
+from remuda.kernels.table import Weighting
 
 
 def route_sigmoid(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,6 +26,24 @@ def route_sigmoid(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, to
         logits_TE.data_ptr(), expert_Tk.data_ptr(), weight_Tk.data_ptr(), tokens, experts, top_k
     )
     return expert_Tk, weight_Tk
+
+
+def make_experts(
+    gate_up_EH2I: torch.Tensor,
+    down_EIH: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    weighting: Weighting = Weighting.INPUT,
+) -> table.Experts:
+    """Packed for C where it serves these weights; torch serves the others."""
+    if gate_up_EH2I.dtype not in DTYPES or weighting is not Weighting.INPUT:
+        return torch_moe.Experts(gate_up_EH2I, down_EIH, scales, weighting)
+    return Experts(gate_up_EH2I, down_EIH, scales)
+
+
+def repack_experts(experts: table.Experts) -> table.Experts:
+    if not isinstance(experts, torch_moe.Experts):
+        return experts
+    return make_experts(experts.gate_up_EH2I, experts.down_EIH, experts.scales, experts.weighting)
 
 
 class _PackedStack:

@@ -1,4 +1,4 @@
-"""The native library of this process: loaded once, between two steps, then read by the dispatch of every operation.
+"""The native library of this process: loaded once, between two steps; the kernels of `select.native_table` call it.
 
 Its functions release the interpreter lock. One thread computes at a time; a second one that calls a kernel meanwhile is
 served by its own thread alone.
@@ -13,19 +13,18 @@ from remuda.kernels.native.build import NativeUnavailable
 from remuda.kernels.native.memory import Arena
 from remuda.kernels.native.structs import SIGNATURES
 
-serving = False  # the dispatch of each operation reads this
 library: ctypes.CDLL
 weights = Arena()  # where packed weights live
 
 SPIN_US = 100  # how long an idle worker thread spins: longer than Python needs between two kernels
 
 
-def load(path: Path, threads: int) -> None:
-    """Load the object and let it serve bf16 operations from now on, on `threads` threads.
+def load(path: Path, threads: int) -> ctypes.CDLL:
+    """Load the object; its kernels run on `threads` threads.
 
     Raises NativeUnavailable if the kernel refuses the processor's tile registers to this process.
     """
-    global library, serving
+    global library
     loaded = ctypes.CDLL(str(path))
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(loaded, name)
@@ -33,13 +32,8 @@ def load(path: Path, threads: int) -> None:
     if errno := loaded.remuda_init():
         raise NativeUnavailable(f"native kernels are not available: the kernel refuses AMX to this process ({errno})")
     loaded.remuda_set_threads(threads, SPIN_US if threads > 1 else 0)
-    library, serving = loaded, True
-
-
-def unload() -> None:
-    """Back to torch operations (layers that have repacked their weights keep using the library)."""
-    global serving
-    serving = False
+    library = loaded
+    return loaded
 
 
 def set_threads(threads: int, spin_us: int = SPIN_US) -> None:

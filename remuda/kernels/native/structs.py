@@ -1,9 +1,9 @@
-"""The C structures of gemm.h, kv.h and shm.c, field by field, and the signatures of the exported functions."""
+"""The C structures of gemm.h and kv.h, field by field, and the signatures of the exported kernels."""
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 
 
 class PackedWeight(ctypes.Structure):
@@ -35,15 +35,6 @@ class KVStep(ctypes.Structure):
     ]  # fmt: skip
 
 
-class PeerGroup(ctypes.Structure):
-    """shm.c peer_group."""
-
-    _fields_ = [
-        ("shared", c_void_p), ("rank", c_int32), ("size", c_int32), ("meeting", c_uint32), ("spin_us", c_int32),
-        ("timeout_ms", c_int64),
-    ]  # fmt: skip
-
-
 _P, _N, _I, _F = c_void_p, c_int64, c_int32, c_float
 
 SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
@@ -58,11 +49,5 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "remuda_rope_kv": (None, [_P, _P, _P, _N, _P, _P]),
     "remuda_attention": (None, [_P, _P, _P, _N, _P]),
     "remuda_route": (None, [_P, _P, _P, _N, _N, _N]),
-    "remuda_shm_bytes": (c_int64, [_I]),
-    "remuda_shm_all_reduce": (c_int32, [_P, _P, _N, _I]),
-    "remuda_shm_gather": (c_int32, [_P, _P, _P, _N]),
-    "remuda_shm_broadcast": (c_int32, [_P, _P, _N, _I]),
-    "remuda_shm_barrier": (c_int32, [_P]),
-    "remuda_shm_close": (None, [_P]),
     "remuda_experts": (None, [_P, _P, _N, _P, _N, _P, _P, _N, _N, _P, _N, _I]),
 }

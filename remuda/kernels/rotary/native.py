@@ -9,11 +9,7 @@ import torch
 
 from remuda.kernels.batch import BatchView
 from remuda.kernels.native import kv, runtime
-from remuda.kernels.rotary.naive import HeadLayout
-
-
-def serves(x: torch.Tensor, head_dim: int) -> bool:
-    return x.dtype is torch.bfloat16 and head_dim % 16 == 0 and head_dim <= 256
+from remuda.kernels.table import HeadLayout, HeadNorm
 
 
 def rope_kv(
@@ -25,11 +21,11 @@ def rope_kv(
     group: int,
     k: torch.Tensor,
     v: torch.Tensor,
-    norm_eps: float | None = None,
+    norm: HeadNorm | None = None,
 ) -> torch.Tensor:
     """The queries are finished in place: the result is a view of `qkv_TX`."""
     heads, width = layout.num_heads, layout.head_dim
-    layer = kv.layer(k, v, heads, 0, 1.0, -1.0 if norm_eps is None else norm_eps, layout.interleaved)
+    layer = kv.layer(k, v, heads, 0, 1.0, -1.0 if norm is None else norm.eps, layout.interleaved)
     runtime.library.remuda_rope_kv(
         layer, kv.step(batch, group), qkv_TX.data_ptr(), qkv_TX.stride(0),
         None if cos_sin_TD is None else cos_sin_TD.data_ptr(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.mlp import MLP
@@ -10,6 +10,9 @@ from remuda.layers.moe import SigmoidMoE
 from remuda.models.decoder import Decoder
 from remuda.models.interfaces import SupportsImages
 from remuda.models.llama4.vision import VisionTower
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Llama4ForCausalLM(Decoder):

@@ -1,4 +1,4 @@
-"""rope_kv and paged attention against the naive kernels, over mixed batches with shuffled pages."""
+"""rope_kv and paged attention against torch's, over mixed batches with shuffled pages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from remuda.kernels import attention, rotary
-from remuda.kernels.attention import naive as naive_attention
-from remuda.kernels.rotary import HeadLayout
-from remuda.kernels.rotary import naive as naive_rotary
+from remuda.kernels.attention import native as attention
+from remuda.kernels.attention import torch as torch_attention
+from remuda.kernels.rotary import native as rotary
+from remuda.kernels.rotary import torch as torch_rotary
+from remuda.kernels.table import HeadLayout, HeadNorm
 
 
 @dataclass
@@ -54,7 +55,7 @@ def check_attention(
     tokens = int(batch.query_start_S1[-1])
     q = torch.randn(tokens, heads + 2, head_dim).bfloat16()[:, :heads]  # strided, as in a fused projection
     scale = head_dim**-0.5
-    exact = naive_attention.paged_attention(q.float(), k.float(), v.float(), batch, 1, chunk, scale)
+    exact = torch_attention.paged_attention(q.float(), k.float(), v.float(), batch, 1, chunk, scale)
     actual = attention.paged_attention(q, k, v, batch, 1, chunk, scale)
     torch.testing.assert_close(actual.float(), exact, rtol=2e-2, atol=1.2e-2)
     assert torch.equal(actual, attention.paged_attention(q, k, v, batch, 1, chunk, scale))
@@ -108,9 +109,11 @@ def test_rope_kv(
     temperature = torch.rand(tokens) + 1 if tuned else None
     layout = HeadLayout(heads, kv_heads, head_dim, interleaved)
     results = []
-    for kernel in (rotary.rope_kv, naive_rotary.rope_kv):
+    for kernel in (rotary.rope_kv, torch_rotary.rope_kv):
         k, v = (torch.zeros(pages, kv_heads, 16, head_dim).bfloat16() for _ in range(2))
-        q = kernel(qkv.clone(), cos_sin, temperature, layout, batch, 1, k, v, norm_eps)
+        q = kernel(
+            qkv.clone(), cos_sin, temperature, layout, batch, 1, k, v, None if norm_eps is None else HeadNorm(norm_eps)
+        )
         results.append((q, k, v))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)

@@ -1,24 +1,22 @@
-"""Routed experts against naive ones in float32."""
+"""Routed experts against torch's in float32."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from remuda.kernels.moe import PackedExperts
+from remuda.kernels.moe.native import make_experts
+from remuda.kernels.moe.torch import Experts as TorchExperts
+from remuda.kernels.table import Experts
 
 EXPERTS = 6
 
 
-def both(
-    hidden: int, intermediate: int, scaled: bool, dtype: torch.dtype = torch.bfloat16
-) -> tuple[PackedExperts, PackedExperts]:
+def both(hidden: int, intermediate: int, scaled: bool, dtype: torch.dtype = torch.bfloat16) -> tuple[Experts, Experts]:
     gate_up = (torch.randn(EXPERTS, hidden, 2 * intermediate) * hidden**-0.5).to(dtype)
     down = (torch.randn(EXPERTS, intermediate, hidden) * intermediate**-0.5).to(dtype)
     scales = (torch.rand(EXPERTS, 2 * intermediate) + 0.5, torch.rand(EXPERTS, hidden) + 0.5) if scaled else None
-    exact, native = PackedExperts(gate_up.float(), down.float(), scales), PackedExperts(gate_up, down, scales)
-    native.adopt_native()
-    return exact, native
+    return TorchExperts(gate_up.float(), down.float(), scales), make_experts(gate_up, down, scales)
 
 
 @pytest.mark.parametrize("kept", ["bf16", "bf16 scaled", "fp8"])

@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from remuda.kernels.activation.naive import silu_mul
+from remuda.kernels.activation.torch import silu_mul
 
 
 class Linear:
     """Keeps the weight as the checkpoint has it."""
 
     def __init__(
-        self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, scale_N: torch.Tensor | None, gated: bool
+        self,
+        weight_NK: torch.Tensor,
+        bias_N: torch.Tensor | None = None,
+        scale_N: torch.Tensor | None = None,
+        gated: bool = False,
     ) -> None:
         self.weight_NK = weight_NK
         self.bias_N = bias_N

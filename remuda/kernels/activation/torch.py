@@ -1,4 +1,4 @@
-"""Gated activations in torch. T tokens, I intermediate."""
+"""Activations in torch. T tokens, I intermediate."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def silu_mul(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up -> [T, I]; the gate is the first half of the last dimension."""
     gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
     return F.silu(gate_TI).mul_(up_TI)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """Exact, by the error function."""
+    return F.gelu(x)

@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from remuda.kernels.activation import naive as activation
-from remuda.kernels.attention import naive as attention
-from remuda.kernels.linear import naive as linear
-from remuda.kernels.moe import naive as moe
-from remuda.kernels.norm import naive as norm
-from remuda.kernels.rotary import naive as rotary
+from remuda.kernels.activation import torch as activation
+from remuda.kernels.attention import torch as attention
+from remuda.kernels.linear import torch as linear
+from remuda.kernels.moe import torch as moe
+from remuda.kernels.norm import torch as norm
+from remuda.kernels.rotary import torch as rotary
+from remuda.kernels.table import HeadLayout, HeadNorm
 
 
 @dataclass
@@ -97,13 +98,23 @@ def test_attention_never_reads_what_a_past_chunk_left_in_the_table() -> None:
 @pytest.mark.parametrize("tuned", [True, False])
 @pytest.mark.parametrize("rope", [True, False])
 def test_rope_kv(interleaved: bool, eps: float | None, tuned: bool, rope: bool) -> None:
-    layout = rotary.HeadLayout(num_heads=4, num_kv_heads=2, head_dim=8, interleaved=interleaved)
+    layout = HeadLayout(num_heads=4, num_kv_heads=2, head_dim=8, interleaved=interleaved)
     batch = Batch([(9, 1), (12, 6)], 5)
     k, v = torch.zeros(64, 2, 5, 8), torch.zeros(64, 2, 5, 8)
     qkv_TX, angles = normal(7, 8 * 8), normal(7, 4, seed=1) * 3
     temperature_T = normal(7, seed=2).abs() + 0.5
     cos_sin = torch.cat((angles.cos(), angles.sin()), -1) if rope else None
-    q_TQD = rotary.rope_kv(qkv_TX, cos_sin, temperature_T if tuned else None, layout, batch, 0, k, v, eps)
+    q_TQD = rotary.rope_kv(
+        qkv_TX,
+        cos_sin,
+        temperature_T if tuned else None,
+        layout,
+        batch,
+        0,
+        k,
+        v,
+        None if eps is None else HeadNorm(eps),
+    )
     heads = qkv_TX.view(7, 8, 8)
     for token in range(7):
         page, offset = divmod(int(batch.slots_GT[0, token]), 5)

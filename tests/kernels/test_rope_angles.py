@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from remuda.config.model import RopeScaling
-from remuda.layers.rotary import QueryTemperature, RotaryAngles, inverse_frequencies
+from remuda.kernels.rotary.torch import RopeAngles, inverse_frequencies, query_temperature
 
 
 def scaled_by_hand(frequency: float, scaling: RopeScaling) -> float:
@@ -31,7 +31,7 @@ def test_llama3_scaling(scaling: RopeScaling) -> None:
 
 
 def test_angles_far_out_need_no_table() -> None:
-    angles = RotaryAngles(8, 500000.0, None, torch.device("cpu"))
+    angles = RopeAngles(8, 500000.0, None)
     cos_sin_TD = angles(torch.tensor([0, 1, 10_485_759]))
     assert cos_sin_TD.shape == (3, 8)
     assert cos_sin_TD[0].tolist() == [1.0] * 4 + [0.0] * 4
@@ -43,5 +43,5 @@ def test_angles_far_out_need_no_table() -> None:
     ("position", "steps"), [(0, 0), (8190, 0), (8191, 1), (8192, 1), (16382, 1), (16383, 2), (1_048_575, 128)]
 )
 def test_temperature_steps_at_multiples_of_the_floor(position: int, steps: int) -> None:
-    temperature = QueryTemperature(8192.0, 0.1)(torch.tensor([position]))
+    temperature = query_temperature(torch.tensor([position]), 8192.0, 0.1)
     assert temperature.item() == pytest.approx(1 + 0.1 * math.log(1 + steps), rel=1e-6)

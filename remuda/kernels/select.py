@@ -1,0 +1,85 @@
+"""Which implementation of each operation serves: the tables, filled. Implementations are imported when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from remuda.kernels.table import AttentionKernels, HeadLayout, KernelTable
+from remuda.protocol.errors import ConfigError
+
+
+def kernel_table(device: str, dtype: str) -> KernelTable:
+    """What serves `dtype` on a kind of device (cpu, cuda:0) from the start.
+
+    Raises ConfigError for a device without kernels.
+    """
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"there are no kernels for device {device!r}: use cpu or cuda")
+    return torch_table()
+
+
+def torch_table() -> KernelTable:
+    """Torch operations: any device and dtype, from the first moment on."""
+    from remuda.kernels.activation.torch import gelu, silu_mul
+    from remuda.kernels.attention.torch import paged_attention
+    from remuda.kernels.linear.torch import Linear
+    from remuda.kernels.moe.torch import Experts, route_sigmoid, route_softmax
+    from remuda.kernels.norm.torch import add_rms_norm, layer_norm, rms_norm
+    from remuda.kernels.rotary.torch import RopeAngles, query_temperature, rope_kv
+    from remuda.kernels.vision.torch import embed_patches, patch_angles, patch_rows, tile_attention
+    from remuda.kernels.vocab.torch import embedding
+
+    attention = AttentionKernels(rope_kv, paged_attention)
+    return KernelTable(
+        name="torch",
+        rms_norm=rms_norm,
+        add_rms_norm=add_rms_norm,
+        layer_norm=layer_norm,
+        silu_mul=silu_mul,
+        gelu=gelu,
+        embedding=embedding,
+        make_rope_angles=RopeAngles,
+        query_temperature=query_temperature,
+        attention=lambda layout: attention,
+        route_sigmoid=route_sigmoid,
+        route_softmax=route_softmax,
+        make_linear=Linear,
+        make_experts=Experts,
+        repack_linear=lambda linear: linear,
+        repack_experts=lambda experts: experts,
+        patch_rows=patch_rows,
+        embed_patches=embed_patches,
+        patch_angles=patch_angles,
+        tile_attention=tile_attention,
+    )
+
+
+def native_table() -> KernelTable:
+    """C for bfloat16 on a CPU, and torch for what C does not have; `native.runtime` must have loaded the library."""
+    from remuda.kernels.activation.native import silu_mul
+    from remuda.kernels.attention.native import paged_attention, serves
+    from remuda.kernels.linear.native import make_linear, repack_linear
+    from remuda.kernels.moe.native import make_experts, repack_experts, route_sigmoid
+    from remuda.kernels.norm.native import add_rms_norm, rms_norm
+    from remuda.kernels.rotary.native import rope_kv
+
+    torch = torch_table()
+    attention = AttentionKernels(rope_kv, paged_attention)
+
+    def attention_for(layout: HeadLayout) -> AttentionKernels:
+        return attention if serves(layout.head_dim) else torch.attention(layout)
+
+    return replace(
+        torch,
+        name="native",
+        rms_norm=rms_norm,
+        add_rms_norm=add_rms_norm,
+        silu_mul=silu_mul,
+        attention=attention_for,
+        route_sigmoid=route_sigmoid,
+        make_linear=make_linear,
+        make_experts=make_experts,
+        repack_linear=repack_linear,
+        repack_experts=repack_experts,
+    )
