@@ -114,13 +114,7 @@ class QKVParallelLinear(Linear):
 
 
 class RowParallelLinear(Linear):
-    """Cut across its inputs: each rank gives a partial sum, which `reduce` adds up over the ranks."""
+    """Cut across its inputs: each rank gives a partial sum, which whoever adds the residual adds up over the ranks."""
 
-    def __init__(self, context: BuildContext, module: str, inputs: int, outputs: int, reduce: bool = True) -> None:
+    def __init__(self, context: BuildContext, module: str, inputs: int, outputs: int) -> None:
         super().__init__(context, [Piece(module, (outputs, inputs), (0, outputs), context.cut(inputs))])
-        self.comm = context.comm
-        self.reduce = reduce and context.tp_size > 1
-
-    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
-        y_TN = self.linear(x_TK)
-        return self.comm.all_reduce_(y_TN) if self.reduce else y_TN

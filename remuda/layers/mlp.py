@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class MLP(Layer):
-    """down(silu(gate(x)) * up(x)). With reduce=False the result is this rank's partial sum."""
+    """down(silu(gate(x)) * up(x)): this rank's partial sum of it."""
 
-    def __init__(self, context: BuildContext, prefix: str, intermediate_size: int, reduce: bool = True) -> None:
+    def __init__(self, context: BuildContext, prefix: str, intermediate_size: int) -> None:
         hidden = context.config.hidden_size
         self.gate_up = ColumnParallelLinear(
             context, [f"{prefix}.gate_proj", f"{prefix}.up_proj"], hidden, intermediate_size, gated=True
         )
-        self.down = RowParallelLinear(context, f"{prefix}.down_proj", intermediate_size, hidden, reduce)
+        self.down = RowParallelLinear(context, f"{prefix}.down_proj", intermediate_size, hidden)
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
         return self.down(self.gate_up(x_TH))

@@ -54,7 +54,7 @@ class Experts(Layer):
 class SigmoidMoE(Layer):
     """Llama 4's block: top-k by logit, sigmoid(logit) on each chosen expert's input, plus the unscaled shared expert.
 
-    One all-reduce adds up routed and shared parts of all ranks.
+    The result is this rank's partial sum of routed and shared parts.
     """
 
     def __init__(self, context: BuildContext, prefix: str) -> None:
@@ -65,14 +65,11 @@ class SigmoidMoE(Layer):
             context, [f"{prefix}.router"], context.config.hidden_size, config.num_experts, quantizable=False
         )
         self.experts = Experts(context, f"{prefix}.experts")
-        self.shared = MLP(context, f"{prefix}.shared_expert", config.shared_intermediate_size, reduce=False)
-        self.comm = context.comm
-        self.reduce = context.tp_size > 1
+        self.shared = MLP(context, f"{prefix}.shared_expert", config.shared_intermediate_size)
 
     def bind_own(self, kernels: KernelTable) -> None:
         self.route_sigmoid = kernels.route_sigmoid
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
         expert_Tk, weight_Tk = self.route_sigmoid(self.router(x_TH), self.top_k)
-        y_TH = self.experts(x_TH, expert_Tk, weight_Tk).add_(self.shared(x_TH))
-        return self.comm.all_reduce_(y_TH) if self.reduce else y_TH
+        return self.experts(x_TH, expert_Tk, weight_Tk).add_(self.shared(x_TH))

@@ -21,6 +21,7 @@ class RMSNorm(Layer):
     def __init__(self, context: BuildContext, module: str, size: int, eps: float) -> None:
         self.weight = replicated(context, f"{module}.weight", (size,))
         self.eps = eps
+        self.comm = context.comm
 
     def pack(self, kernels: KernelTable) -> None:
         self.weight_H = self.weight.take()
@@ -31,9 +32,9 @@ class RMSNorm(Layer):
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
         return self.rms_norm(x_TH, self.weight_H, self.eps)
 
-    def add(self, x_TH: torch.Tensor, residual_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm(residual + x), residual + x); may overwrite both inputs."""
-        return self.add_rms_norm(x_TH, residual_TH, self.weight_H, self.eps)
+    def reduce_add(self, partial_TH: torch.Tensor, residual_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm(residual + x), residual + x), x the sum of the ranks' partials; may overwrite both inputs."""
+        return self.comm.all_reduce_add_norm(partial_TH, residual_TH, self.weight_H, self.eps, self.add_rms_norm)
 
 
 class LayerNorm(Layer):

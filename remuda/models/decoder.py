@@ -24,7 +24,7 @@ FeedForward = Callable[[BuildContext, str, int], Layer]  # (context, layer prefi
 
 
 class DecoderLayer(Layer):
-    """Attention and feed-forward. The residual addition of the second is left to whoever normalizes next."""
+    """Attention and feed-forward. Each gives this rank's partial sum; whoever normalizes next reduces and adds it."""
 
     def __init__(
         self, context: BuildContext, prefix: str, index: int, place: tuple[int, int], feed_forward: FeedForward
@@ -37,19 +37,19 @@ class DecoderLayer(Layer):
 
     def __call__(
         self,
-        delta_TH: torch.Tensor | None,
+        partial_TH: torch.Tensor | None,
         residual_TH: torch.Tensor,
         batch: ForwardBatch,
         cos_sin_TD: torch.Tensor,
         temperature_T: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(what the layer before left to add, residual) -> the same pair for the layer after."""
-        if delta_TH is None:
+        if partial_TH is None:
             x_TH = self.input_norm(residual_TH)
         else:
-            x_TH, residual_TH = self.input_norm.add(delta_TH, residual_TH)
+            x_TH, residual_TH = self.input_norm.reduce_add(partial_TH, residual_TH)
         x_TH = self.attention(x_TH, batch, cos_sin_TD, temperature_T)
-        x_TH, residual_TH = self.post_norm.add(x_TH, residual_TH)
+        x_TH, residual_TH = self.post_norm.reduce_add(x_TH, residual_TH)
         return self.feed_forward(x_TH), residual_TH
 
 
@@ -58,7 +58,7 @@ class Decoder(Model, SupportsPP):
 
     def __init__(self, context: BuildContext, prefix: str, head: str, feed_forward: FeedForward) -> None:
         super().__init__(context)
-        config, topology = context.config, context.topology
+        config, topology, self.comm = context.config, context.topology, context.comm
         embeddings, shared = f"{prefix}.embed_tokens.weight", config.tie_word_embeddings
         if topology.is_first_stage:
             self.embed_tokens = VocabParallelEmbedding(context, embeddings)
@@ -82,10 +82,10 @@ class Decoder(Model, SupportsPP):
     def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         cos_sin_TD = self.angles(batch.positions_T)
         temperature_T = self.temperature(batch.positions_T) if self.temperature is not None else None
-        delta_TH = None
+        partial_TH = None
         for layer in self.layers:
-            delta_TH, hidden_TH = layer(delta_TH, hidden_TH, batch, cos_sin_TD, temperature_T)
-        return hidden_TH if delta_TH is None else hidden_TH.add_(delta_TH)
+            partial_TH, hidden_TH = layer(partial_TH, hidden_TH, batch, cos_sin_TD, temperature_T)
+        return hidden_TH if partial_TH is None else self.comm.all_reduce_add(partial_TH, hidden_TH)
 
     def logits(self, hidden_SH: torch.Tensor) -> torch.Tensor:
         return self.head(self.norm(hidden_SH))

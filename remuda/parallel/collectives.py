@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
+    AddNorm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
+
 
 class Communicator(Protocol):
-    """Every rank of the group calls the same methods in the same order with tensors of the same shape and dtype."""
+    """Every rank of the group calls the same methods in the same order with tensors of the same shape and dtype.
+
+    T tokens, H hidden size.
+    """
 
     size: int
     rank: int
@@ -18,6 +24,20 @@ class Communicator(Protocol):
     def all_reduce_(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place; returns `x`."""
         ...
+
+    def all_reduce_add_norm(
+        self, partial_TH: torch.Tensor, residual_TH: torch.Tensor, weight_H: torch.Tensor, eps: float, add_norm: AddNorm
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rms_norm(residual + sum of partials), residual + sum of partials); both inputs may be overwritten.
+
+        What every half of a decoder layer ends with, so that a device may do it in one kernel. `add_norm` is the kernel
+        table's, for a sum that has been made.
+        """
+        return add_norm(self.all_reduce_(partial_TH), residual_TH, weight_H, eps)
+
+    def all_reduce_add(self, partial_TH: torch.Tensor, residual_TH: torch.Tensor) -> torch.Tensor:
+        """residual + sum of partials, in the residual's place: the end of a stage."""
+        return residual_TH.add_(self.all_reduce_(partial_TH))
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """[size, *x.shape] on every rank."""
@@ -36,7 +56,7 @@ class Communicator(Protocol):
     def close(self) -> None: ...
 
 
-class SingleRank:
+class SingleRank(Communicator):
     """The group of one: nothing to exchange."""
 
     size = 1
@@ -44,6 +64,11 @@ class SingleRank:
 
     def all_reduce_(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+    def all_reduce_add_norm(
+        self, partial_TH: torch.Tensor, residual_TH: torch.Tensor, weight_H: torch.Tensor, eps: float, add_norm: AddNorm
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return add_norm(partial_TH, residual_TH, weight_H, eps)
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         return x.unsqueeze(0)
@@ -61,7 +86,7 @@ class SingleRank:
         return
 
 
-class TorchDistributed:
+class TorchDistributed(Communicator):
     """gloo or NCCL, over one torch process group object (no default group, no global state)."""
 
     def __init__(self, group: Any, rank: int, size: int) -> None:
@@ -115,6 +140,8 @@ class Switchable:
     def _use(self, transport: Communicator) -> None:
         # Bound methods, not delegation: a decode step makes two calls per layer.
         self.all_reduce_ = transport.all_reduce_
+        self.all_reduce_add_norm = transport.all_reduce_add_norm
+        self.all_reduce_add = transport.all_reduce_add
         self.all_gather = transport.all_gather
         self.gather = transport.gather
         self.broadcast_ = transport.broadcast_

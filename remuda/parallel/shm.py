@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from remuda.parallel.collectives import Communicator
 from remuda.protocol.errors import ReplicaDied
 
 _SPIN_US = 200
@@ -44,7 +45,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-class SharedMemory:
+class SharedMemory(Communicator):
     """Tensor-parallel ranks of one host that meet in one memory segment (`segment`: a descriptor from make_segment).
 
     A rank that waits longer than `timeout_s` for its peers, or whose peers have closed, raises ReplicaDied. `spin`:

@@ -13,10 +13,11 @@ from remuda.config.model import ModelConfig
 from remuda.layers.batch import ForwardBatch
 from remuda.models.interfaces import Model
 from remuda.models.registry import build_model, read_model_config
+from remuda.parallel.collectives import Communicator
 from remuda.parallel.topology import Topology
 
 
-class ThreadComm:
+class ThreadComm(Communicator):
     """Collectives among threads: deposit, meet, combine, meet."""
 
     def __init__(self, rank: int, box: list[torch.Tensor | None], barrier: threading.Barrier) -> None:
