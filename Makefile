@@ -6,7 +6,7 @@ PORT ?= 8000
 WORKERS ?= 2
 TORCH := torch==2.13.0
 
-.PHONY: chat serve test lint format wheel clean
+.PHONY: chat serve test test-gpu lint format wheel clean
 .DELETE_ON_ERROR:
 
 chat: $(VENV)/.installed
@@ -18,6 +18,10 @@ serve: $(VENV)/.installed
 # Ranks and tests share the cores: one thread per process keeps them from waiting for each other.
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
+
+# On a machine with a GPU: tests/gpu, which `make test` never collects. Triton compiles here and interprets there.
+test-gpu: $(VENV)/.installed-test
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q tests/gpu $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check remuda tests benchmarks

@@ -15,6 +15,7 @@ class BatchView(Protocol):
     context_S: torch.Tensor  # int32: tokens in the cache after this step
     tables_GSB: torch.Tensor  # int32: page of each block; entries of past chunks are stale and never read
     slots_GT: torch.Tensor  # int64: page * block_size + offset, where token t of group g is written
+    max_query: int  # tokens of the longest row
     num_decodes: int  # the first rows, each with one query token
     block_size: int
     plans: dict[Any, Any]  # what a kernel prepared for this step, by its own key

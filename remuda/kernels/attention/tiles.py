@@ -1,0 +1,34 @@
+"""Sizes of the tiles in which attention kernels work, by head_dim and dtype. Chosen on an H100."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from remuda.kernels.device import power_of_two
+
+
+@dataclass(frozen=True)
+class Tile:
+    queries: int  # rows of a tile: tokens times the query heads of one key head
+    keys: int
+    warps: int
+    stages: int
+
+
+def decode_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    """Keys and values of 32 KB a tile, two tiles on their way besides their page numbers."""
+    keys = 8192 // head_dim
+    return Tile(16, keys // 2 if dtype is torch.float32 else keys, warps=4, stages=4)
+
+
+def prompt_tile(head_dim: int, dtype: torch.dtype, queries: int) -> Tile:
+    """``queries`` of the longest row: short rows get small tiles."""
+    if dtype is torch.float32:
+        return Tile(16, 32, warps=4, stages=2)
+    if queries <= 32:
+        return Tile(max(16, power_of_two(queries)), 64, warps=4, stages=2)
+    if queries <= 64 or head_dim == 256:
+        return Tile(64, 64 if head_dim < 256 else 32, warps=4, stages=3)
+    return Tile(128, 64, warps=8, stages=3)

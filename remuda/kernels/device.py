@@ -1,0 +1,38 @@
+"""What the launches of Triton kernels share: how many multiprocessors there are, counters, early launch."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+_CPU_MULTIPROCESSORS = 4  # in Triton's interpreter: small, so that tests see several sizes of a grid
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _CPU_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def counters(kernel: str, device: torch.device, size: int) -> torch.Tensor:
+    """Zeros by which the blocks of `kernel` find out who is last; the last block leaves zeros again.
+
+    One set per kernel and device: such a kernel must not run on two streams of a device at once. Call it once before a
+    capture, so that the zeros are not made inside the graph.
+    """
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    assert not capturing, f"run {kernel} once before capturing it"
+    return torch.zeros(size, dtype=torch.int32, device=device)
+
+
+def early(pdl: bool) -> dict[str, Any]:
+    """Launch options of a kernel that may start before its predecessor ends (it waits inside before it reads)."""
+    return {"launch_pdl": True} if pdl else {}
+
+
+def power_of_two(least: int) -> int:
+    return 1 << max(0, least - 1).bit_length()
