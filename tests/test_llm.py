@@ -136,7 +136,7 @@ def test_after_an_interrupted_step_and_after_close_it_says_so_instead_of_waiting
 ) -> None:
     with LLM(str(tiny_maverick), max_model_len=64, native_kernels="off") as llm:
         with monkeypatch.context() as patch:
-            patch.setattr("remuda.worker.worker.Worker.execute", _interrupt)
+            patch.setattr("remuda.worker.worker.Worker.launch", _interrupt)
             with pytest.raises(KeyboardInterrupt):
                 llm.generate("Hello", GREEDY, use_tqdm=False)
         for _ in range(2):

@@ -39,9 +39,9 @@ class EngineCore:
         self.scheduler = Scheduler(config, start.kv_pages)
         self._caching = config.cache.enable_prefix_caching
         self._block_size = config.cache.block_size
-        # An executor without descriptors runs a plan inside `submit`: planning ahead of it would only delay tokens.
-        self._immediate = not executor.filenos()
-        self._depth = config.scheduler.steps_in_flight or (1 if self._immediate else self.scheduler.steps_in_flight)
+        wanted = start.plans_in_flight
+        self._immediate = wanted == 1  # a plan runs inside `submit`: planning ahead of it would only delay tokens
+        self._depth = config.scheduler.steps_in_flight or wanted or self.scheduler.steps_in_flight
         self._sequences: dict[str, Sequence] = {}
         self._in_flight: deque[ScheduledStep] = deque()
         self._arrivals = 0
@@ -68,8 +68,7 @@ class EngineCore:
         self._launch()
         results = self.executor.poll()
         if block and self._in_flight and not results:
-            self._wait()
-            results = self.executor.poll()
+            results = self._wait()
         outputs: list[RequestOutput] = []
         for result in results:
             self._apply(result, outputs)
@@ -95,13 +94,14 @@ class EngineCore:
             self._cut_off = True
             raise
 
-    def _wait(self) -> None:
+    def _wait(self) -> list[StepResult]:
         descriptors = self.executor.filenos()
         if descriptors:
             poller = select.poll()
             for descriptor in descriptors:
                 poller.register(descriptor, select.POLLIN)
             poller.poll()
+        return self.executor.poll(block=True)
 
     def _apply(self, result: StepResult, outputs: list[RequestOutput]) -> None:
         """Give each sampled token to its sequence; what came for a sequence that has ended meanwhile is dropped."""

@@ -13,6 +13,7 @@ from remuda.protocol.step import MemoryReport, PhaseProgress, StepPlan, StepResu
 class StartReport:
     kv_pages: int  # agreed by all ranks; page 0 is the null page
     memory: list[MemoryReport]  # one per rank, in rank order
+    plans_in_flight: int | None = None  # that keep the ranks busy; None: one more than there are stages
 
 
 class Executor(Protocol):
@@ -26,12 +27,13 @@ class Executor(Protocol):
         """Hand one plan to every rank; returns before it has run (an in-process executor may run it at once)."""
         ...
 
-    def poll(self) -> list[StepResult]:
-        """Results that have arrived, in step order, without blocking. Raises ReplicaDied if a rank is gone."""
+    def poll(self, block: bool = False) -> list[StepResult]:
+        """Results that have arrived, in step order. With `block`, an executor without descriptors waits for the oldest
+        plan in flight; others never wait. Raises ReplicaDied if a rank is gone."""
         ...
 
     def filenos(self) -> list[int]:
-        """Descriptors that turn readable when poll() may have something (empty: results are ready after submit)."""
+        """Descriptors that turn readable when poll() may have something (none: only poll() itself can tell)."""
         ...
 
     def shutdown(self) -> None:

@@ -65,18 +65,18 @@ def _serve(core: EngineCore, channel: Channel, garbage: PacedGarbageCollector) -
     poller = select.epoll()
     for descriptor in (client, *core.executor.filenos()):
         poller.register(descriptor, select.EPOLLIN)
-    immediate = not core.executor.filenos()  # results are there as soon as a plan is submitted
+    only_asking = not core.executor.filenos()  # nothing wakes us when a result is there
     while True:
         if not core.has_work:
             garbage.when_idle()
-        ready = poller.poll(0 if immediate and core.has_work else None)
+        ready = poller.poll(0 if only_asking and core.has_work else None)
         if any(descriptor == client for descriptor, _ in ready):
             channel.fill()
             for message in channel.pop():
                 if isinstance(message, Shutdown):
                     return
                 _handle(core, channel, message)
-        outputs = core.step(block=False)
+        outputs = core.step(block=only_asking)
         if outputs is not None:
             channel.send(outputs)
             garbage.after_step()

@@ -1,4 +1,8 @@
-"""World size 1: the rank lives in this process and a plan runs when it is submitted."""
+"""World size 1: the rank lives in this process.
+
+On a CPU a plan runs inside `submit`. A device that computes beside its host has up to `depth` plans to do; the host
+sees to the oldest in `poll`.
+"""
 
 from __future__ import annotations
 
@@ -43,17 +47,35 @@ class InprocExecutor:
         worker.self_test()
         progress(PhaseProgress(0, "self-test", 1, 1))
         self._worker = worker
-        return StartReport(pages, [report])
+        self._inference_mode = torch.inference_mode
+        return StartReport(pages, [report], plans_in_flight=worker.runner.depth)
 
     def submit(self, plan: StepPlan) -> None:
-        assert self._worker is not None, "submit before start"
-        result = self._worker.execute(plan)
-        assert result is not None
-        self._results.append(result)
+        worker = self._worker
+        assert worker is not None, "submit before start"
+        with self._inference_mode():
+            while worker.launched and not worker.may_launch_ahead():
+                self._finish_oldest(worker)
+            worker.launch(worker.prepare(plan))
+            self._finish_computed(worker)
 
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
+        if (worker := self._worker) is not None and worker.launched:
+            with self._inference_mode():
+                self._finish_computed(worker)
+                if block and not self._results:
+                    self._finish_oldest(worker)
         results, self._results = self._results, []
         return results
+
+    def _finish_computed(self, worker: Worker) -> None:
+        while worker.launched and not worker.patience_s():
+            self._finish_oldest(worker)
+
+    def _finish_oldest(self, worker: Worker) -> None:
+        result = worker.finish()
+        assert result is not None
+        self._results.append(result)
 
     def filenos(self) -> list[int]:
         return []

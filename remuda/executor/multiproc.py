@@ -84,7 +84,7 @@ class MultiprocExecutor:
         """Every rank switches to the native kernels before the next plan."""
         self._to_ranks(AdoptNative())
 
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
         if self._died is not None:
             raise self._died
         assert self._peers is not None, "poll before start"

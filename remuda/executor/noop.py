@@ -25,7 +25,7 @@ class NoopExecutor:
         config = self._config
         pages = config.cache.num_pages_override or most_useful_pages(config)
         ranks = range(config.parallel.world_size)
-        return StartReport(pages, [MemoryReport(rank, 0, 0, 0, 1, [], []) for rank in ranks])
+        return StartReport(pages, [MemoryReport(rank, 0, 0, 0, 1, [], []) for rank in ranks], plans_in_flight=1)
 
     def submit(self, plan: StepPlan) -> None:
         known, computed = self._known, self._computed
@@ -40,7 +40,7 @@ class NoopExecutor:
                 sampling += 1
         self._results.append(StepResult(plan.step, [self._token] * sampling))
 
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
         results, self._results = self._results, []
         return results
 

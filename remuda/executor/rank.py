@@ -9,7 +9,6 @@ import platform
 import select
 import signal
 import socket
-import time
 import traceback
 from collections import deque
 from dataclasses import dataclass
@@ -43,8 +42,6 @@ _PR_SET_TIMERSLACK = 29
 _SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}.get(platform.machine(), -1)
 _SLICE_NS = 100_000  # the shortest there is
 _STOP_TOGETHER_S = 2.0
-_LAST_LOOK_S = 300e-6  # before a device is done, its host stops looking for new plans
-_QUIET_S = 2e-3  # at most so long after a launch its host leaves the cores to others
 
 
 @dataclass(frozen=True)
@@ -143,46 +140,39 @@ class RankProcess:
             elif isinstance(message, StopRank):
                 return
 
-    def _run(self, worker: Worker, step: Step | None, backlog: deque[object]) -> None:
+    def _run(self, worker: Worker, first: Step, backlog: deque[object]) -> None:
         """See a step to its end, and those that come right behind it.
 
-        While the device computes a step, the host prepares the next one.
+        While the device computes, the host prepares the next step, and launches it where that may be.
         """
-        launched = False
-        while step is not None:
-            if not launched:
-                worker.launch(step)
-            following = self._prepare_meanwhile(worker, step, backlog)
-            launched = self._launch_first(worker, following)
-            result = worker.finish(step)
+        worker.launch(first)
+        prepared: Step | None = None
+        while worker.launched:
+            prepared = prepared or self._prepare_meanwhile(worker, backlog)
+            if prepared is not None and worker.may_launch_ahead():
+                worker.launch(prepared)
+                prepared = None
+                continue
+            result = worker.finish()
+            if prepared is not None and (not worker.launched or worker.may_launch_ahead()):
+                worker.launch(prepared)
+                prepared = None
             if result is not None:
-                launched = launched or self._launch_first(worker, following)
                 self._channel.send(result)
-            step = following
 
-    def _launch_first(self, worker: Worker, following: Step | None) -> bool:
-        """Give the device a prepared step before the host does the rest of the one before, where that may be."""
-        if following is None or not worker.launches_first():
-            return False
-        worker.launch(following)
-        return True
-
-    def _prepare_meanwhile(self, worker: Worker, step: Step, backlog: deque[object]) -> Step | None:
-        """Spend the time until `step` is computed; on a CPU there is none.
+    def _prepare_meanwhile(self, worker: Worker, backlog: deque[object]) -> Step | None:
+        """Look for the next plan until the oldest launched step is as good as done; on a CPU it is.
 
         The ranks of a host end their steps at about the same time. What can wait for the middle of a step must not take
-        a core from a rank that has something to pass on.
+        a core from a rank that has something to pass on: hence the rest.
         """
-        following: Step | None = None
-        if (remaining_s := worker.remaining_s(step)) > 2 * _LAST_LOOK_S:
-            time.sleep(min(_QUIET_S, remaining_s / 2))
-        while not backlog and (remaining_s := worker.remaining_s(step)) > _LAST_LOOK_S:
-            self._take_in(worker, backlog, remaining_s - _LAST_LOOK_S)
-        if backlog and isinstance(plan := backlog[0], StepPlan) and worker.may_overlap(step, plan):
-            following = worker.prepare(plan)
+        worker.rest()
+        while not backlog and (patience_s := worker.patience_s()) > 0.0:
+            self._take_in(worker, backlog, patience_s)
+        if backlog and isinstance(plan := backlog[0], StepPlan) and worker.may_prepare(plan):
             backlog.popleft()
-        worker.wait(step)
-        return following
+            return worker.prepare(plan)
+        return None
 
     def _take_in(self, worker: Worker, backlog: deque[object], patience_s: float | None) -> None:
         """Read what is there; wait up to `patience_s` for something (None: until there is)."""

@@ -52,10 +52,10 @@ class AdoptsNative:
             self._adopt()
         self._inner.submit(plan)
 
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
         if self._signal >= 0 and self._built.is_set():
             self._adopt()
-        return self._inner.poll()
+        return self._inner.poll(block)
 
     def filenos(self) -> list[int]:
         inner = self._inner.filenos()

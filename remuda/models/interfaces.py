@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from remuda.weights.loader import LoadReport, Progress
 
 
-class Completion:
-    """When the device is done with what a model was asked to compute. This one: at once; a CPU computes when asked."""
-
-    def remaining_s(self) -> float:
-        """0 when it is done."""
-        return 0.0
-
-    def wait(self) -> None:
-        """Until it is."""
-
-
 class Model(Layer):
     """One rank's share of a model. Building it allocates nothing; load() makes it run. Call under inference_mode."""
 
@@ -42,10 +31,6 @@ class Model(Layer):
     @abstractmethod
     def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """This stage's layers -> hidden_TH with the residual added. May overwrite its input."""
-
-    def completion(self) -> Completion:
-        """Of all that run_layers was asked for up to now."""
-        return Completion()
 
     @abstractmethod
     def logits(self, hidden_SH: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -121,8 +121,18 @@ def _link(
     if device.type == "cpu":
         address = _address_facing(rendezvous.host, rendezvous.port)
         return sockets.connect(store, topology, address, rendezvous.ranks_per_node, hidden_size, dtype)
-    group = _process_group(dist.PrefixStore("pipeline", store), topology.rank, topology.world_size, rendezvous, device)
-    return TorchLink(group, topology, hidden_size, dtype, device)
+    return torch_link(store, topology, lambda store, rank: _process_group(store, rank, 2, rendezvous, device))
+
+
+def torch_link(store: Any, topology: Topology, new_group: Callable[[Any, int], Any]) -> TorchLink:
+    """Connect to the neighbours, one after the other in an order that is the same everywhere, so that nobody waits in
+    a circle. `new_group(store, rank)` joins a group of two, of which rank 0 sends. Collective."""
+    hops = [(topology.receives_from, topology.rank), *((topology.rank, target) for target in topology.sends_to)]
+    groups = {
+        (source, target): new_group(dist.PrefixStore(f"hop{source}-{target}", store), int(topology.rank == target))
+        for source, target in sorted(hops)
+    }
+    return TorchLink(groups.pop(hops[0]), list(groups.values()))
 
 
 @contextmanager

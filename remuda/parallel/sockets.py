@@ -1,4 +1,4 @@
-"""A PipelineLink over plain sockets, for stages that compute on CPUs: unix sockets on one host, TCP between hosts.
+"""A HostLink over plain sockets, for stages that compute on CPUs: unix sockets on one host, TCP between hosts.
 
 A hop costs one wake-up: the computing thread reads and writes the socket itself, and the kernel's buffers play the
 posted receives. What a buffer does not take at once is left to a thread, so that a send never waits for the next stage.
@@ -88,7 +88,7 @@ class _Receive(Generic[T]):
 
 
 class SocketLink:
-    """See PipelineLink (`p2p.py`). `connect` builds it."""
+    """See HostLink (`p2p.py`). `connect` builds it."""
 
     def __init__(
         self, inbound: socket.socket, outbound: list[socket.socket], hidden_size: int, dtype: torch.dtype
@@ -111,7 +111,7 @@ class SocketLink:
     def has_arrived(self) -> bool:
         return bool(self._hidden or self._tokens) and bool(select.select([self._inbound], [], [], 0.0)[0])
 
-    def pack(self, x_TH: torch.Tensor) -> memoryview:
+    def wrap(self, x_TH: torch.Tensor) -> memoryview:
         return _bytes_of(x_TH.contiguous())
 
     def send_hidden(self, parcel: memoryview, step: int) -> None:
@@ -160,13 +160,7 @@ def connect(
 
     Every rank has one inbound connection: from the stage before, or, on the first stage, from the driver.
     """
-    last, tp = topology.pp_size - 1, topology.tp_size
-    driver = topology.stage_ranks(last)[0]
-    source = driver if topology.is_first_stage else topology.rank - tp
-    if topology.is_driver:
-        targets = list(topology.stage_ranks(0))
-    else:
-        targets = [] if topology.is_last_stage else [topology.rank + tp]
+    source, targets = topology.receives_from, topology.sends_to
     local = topology.rank // ranks_per_node == source // ranks_per_node
     secret = secrets.token_bytes(_TOKEN_BYTES)
     with _listen(local, address) as listener:

@@ -46,6 +46,18 @@ class Topology:
         """The rank that samples and answers: TP rank 0 of the last stage."""
         return self.is_last_stage and self.tp_rank == 0
 
+    @property
+    def receives_from(self) -> int:
+        """The one rank that sends to this one in the pipeline: of the stage before, or, on the first, the driver."""
+        return self.rank - self.tp_size if self.stage else self.stage_ranks(self.pp_size - 1)[0]
+
+    @property
+    def sends_to(self) -> list[int]:
+        """The next stage's rank; of the driver, every rank of the first stage; of others on the last stage, nobody."""
+        if self.is_driver:
+            return list(self.stage_ranks(0))
+        return [] if self.is_last_stage else [self.rank + self.tp_size]
+
     def stage_ranks(self, stage: int) -> range:
         return range(stage * self.tp_size, (stage + 1) * self.tp_size)
 

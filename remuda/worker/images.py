@@ -14,7 +14,7 @@ import torch
 from remuda.models.interfaces import SupportsImages
 from remuda.protocol.request import ImageInput
 from remuda.protocol.step import StepPlan
-from remuda.worker.state import BatchState, Ints, Rows
+from remuda.worker.state import Ints, Rows
 
 DEFAULT_CACHE_BYTES = 256 << 20
 
@@ -46,8 +46,8 @@ class ImageRows:
     def cached_bytes(self) -> int:
         return sum(rows.nbytes for rows in self._rows.values())
 
-    def apply(self, plan: StepPlan, state: BatchState) -> None:
-        """Follow released and new sequences. Call after the state has applied the plan."""
+    def apply(self, plan: StepPlan) -> None:
+        """Follow released and new sequences."""
         for slot in plan.released:
             self._forget(slot)
         for sequence in plan.new:
@@ -55,7 +55,7 @@ class ImageRows:
             spans = [_Span(image) for image in sequence.images if image.start + image.length > sequence.computed]
             for span in spans:
                 start, end = span.image.start, span.image.start + span.image.length
-                tokens = state.tokens_NL[sequence.slot, start:end]
+                tokens = np.array(sequence.token_ids[start:end])
                 span.patch_positions = start + np.flatnonzero(tokens == self._patch_token)
             if spans:
                 self._spans[sequence.slot] = spans

@@ -1,4 +1,4 @@
-"""Step plan and resident state to tensors: token ids and the attention metadata, built once per step.
+"""Step plan and resident state to the attention metadata, built on the host once per step.
 
 T tokens, S rows, G KV groups, B blocks of the longest row.
 """
@@ -23,9 +23,7 @@ def token_rows(rows: Rows) -> tuple[Ints, Ints]:
     return row_T, np.arange(rows.total_tokens) + shift_S[row_T]
 
 
-def build_batch(
-    state: BatchState, rows: Rows, row_T: Ints, positions_T: Ints, pool: KVPool, device: torch.device
-) -> ForwardBatch:
+def build_batch(state: BatchState, rows: Rows, row_T: Ints, positions_T: Ints, pool: KVPool) -> ForwardBatch:
     """The metadata that every layer of this stage reads."""
     context_S = (rows.starts_S + rows.counts_S).astype(np.int32)
     blocks = -(-int(context_S.max()) // state.block_size)
@@ -33,21 +31,16 @@ def build_batch(
     block_T, offset_T = np.divmod(positions_T, state.block_size)
     slots_GT = tables_GSB[:, row_T, block_T].astype(np.int64) * state.block_size + offset_T
     return ForwardBatch(
-        positions_T=_tensor(positions_T, device),
-        query_start_S1=_tensor(rows.query_start_S1, device),
-        context_S=_tensor(context_S, device),
-        tables_GSB=_tensor(tables_GSB, device),
-        slots_GT=_tensor(slots_GT, device),
+        positions_T=_tensor(positions_T),
+        query_start_S1=_tensor(rows.query_start_S1),
+        context_S=_tensor(context_S),
+        tables_GSB=_tensor(tables_GSB),
+        slots_GT=_tensor(slots_GT),
         kv=pool.kv,
         max_query=rows.max_count,
         num_decodes=_leading_decodes(rows),
         block_size=state.block_size,
     )
-
-
-def token_ids(state: BatchState, slot_T: Ints, positions_T: Ints, device: torch.device) -> torch.Tensor:
-    """Input ids [T], int64. Every one of them must be settled."""
-    return _tensor(state.tokens_NL[slot_T, positions_T].astype(np.int64), device)
 
 
 def _leading_decodes(rows: Rows) -> int:
@@ -56,6 +49,5 @@ def _leading_decodes(rows: Rows) -> int:
     return int(np.argmax(rows.counts_S != 1))
 
 
-def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

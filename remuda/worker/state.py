@@ -1,6 +1,7 @@
 """The resident batch: what every rank remembers about every sequence, so that a step plan is only a diff.
 
-Plain numpy, indexed by slot. N slots, L tokens, G KV groups, B blocks, S rows of a step.
+Plain numpy on the host, indexed by slot; what the tokens are is the runner's business. N slots, G KV groups, B blocks,
+S rows of a step.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ class Rows:
 class BatchState:
     """Applies plans in the order of the contract (`protocol/step.py`).
 
-    `known` counts every known token of a sequence, also sampled ones: on the first stage their values arrive later,
-    and a row that reads one must wait for the step that sampled it (`Rows.awaited_step`).
+    `known` counts every known token of a sequence, also sampled ones: their values come to be on a device, and arrive
+    on the first stage later still; a row that reads one needs the step that sampled it (`Rows.awaited_step`).
     """
 
     def __init__(self, slots: int, max_tokens: int, groups: int, block_size: int) -> None:
-        capacity = max_tokens + _GROWTH
-        blocks = -(-capacity // block_size) + 1
+        self.slots = slots
+        self.capacity = max_tokens + _GROWTH  # tokens of a sequence
+        blocks = -(-self.capacity // block_size) + 1
         self.block_size = block_size
-        self.tokens_NL = np.zeros((slots, capacity), np.int32)  # zeros: pages of memory nobody touches cost nothing
         self.tables_GNB = np.zeros((groups, slots, blocks), np.int32)
         self.blocks_GN = np.zeros((groups, slots), np.int64)  # length of each table
         self.known_N = np.zeros(slots, np.int64)
@@ -67,7 +68,6 @@ class BatchState:
 
     def _admit(self, sequence: NewSequence) -> None:
         slot, length = sequence.slot, len(sequence.token_ids)
-        self.tokens_NL[slot, :length] = sequence.token_ids
         self.known_N[slot] = length
         self.sampled_in_N[slot] = NO_STEP
         self.computed_N[slot] = sequence.computed
@@ -114,10 +114,8 @@ class BatchState:
         self.known_N[rows.sampling_slots] += 1
         self.sampled_in_N[rows.sampling_slots] = step
 
-    def settle(self, rows: Rows, tokens: Ints) -> None:
-        """Write sampled tokens where they belong; slots reused since (another generation) are left alone."""
-        slots, positions = rows.sampling_slots, rows.sampled_positions
-        if rows.admissions != self.admissions:
-            same = self.generation_N[slots] == rows.sampled_generations
-            slots, positions, tokens = slots[same], positions[same], tokens[same]
-        self.tokens_NL[slots, positions] = np.maximum(tokens, 0)  # -1 (no finite logits): any token, the engine ends it
+    def still_theirs(self, rows: Rows) -> npt.NDArray[np.bool_] | None:
+        """Which sampling rows still own their slots (what was sampled for the others is void); None: all of them."""
+        if rows.admissions == self.admissions:
+            return None
+        return self.generation_N[rows.sampling_slots] == rows.sampled_generations

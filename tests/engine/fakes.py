@@ -148,7 +148,8 @@ class FakeRanks:
 
     def start(self, progress: Callable[[PhaseProgress], None]) -> StartReport:
         progress(PhaseProgress(0, "weights", 1, 1))
-        return StartReport(self.pages, [MemoryReport(0, 0, 0, 0, 1, [0], [])])
+        at_once = None if self._pipe else 1
+        return StartReport(self.pages, [MemoryReport(0, 0, 0, 0, 1, [0], [])], plans_in_flight=at_once)
 
     def filenos(self) -> list[int]:
         return [self._pipe[0]] if self._pipe else []
@@ -159,7 +160,7 @@ class FakeRanks:
             os.close(descriptor)
         self._pipe = ()
 
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
         count = len(self._results) if self._rng is None else self._rng.randint(0, len(self._results))
         arrived, self._results = self._results[:count], self._results[count:]
         return arrived
@@ -250,7 +251,7 @@ class CountingRanks:
         self._results: list[StepResult] = []
 
     def start(self, progress: Callable[[PhaseProgress], None]) -> StartReport:
-        return StartReport(self.pages, [])
+        return StartReport(self.pages, [], plans_in_flight=None if self.filenos() else 1)
 
     def filenos(self) -> list[int]:
         return []
@@ -258,7 +259,7 @@ class CountingRanks:
     def shutdown(self) -> None:
         return
 
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
         arrived, self._results = self._results, []
         return arrived
 

@@ -24,7 +24,7 @@ class ScriptedRanks(FakeRanks):
 
     script: list[int] = []
 
-    def poll(self):  # type: ignore[no-untyped-def]
+    def poll(self, block=False):  # type: ignore[no-untyped-def]
         results = super().poll()
         for result in results:
             result.tokens[:] = [self.script.pop(0) for _ in result.tokens]

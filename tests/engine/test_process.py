@@ -41,14 +41,14 @@ class BrokenAtStart(FakeRanks):
 
 
 class DiesInTheMiddle(FakeRanks):
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
         if len(self.plans) > 3:
             raise ReplicaDied("rank 1 was killed by SIGKILL", node=0, rank=1)
         return super().poll()
 
 
 class Buggy(FakeRanks):
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
         if self.plans:
             raise KeyError("surprise")
         return []
@@ -71,7 +71,7 @@ class Patient(FakeRanks):
         super().submit(plan)
         os.write(self._pipe[1], b"!")
 
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
         results = super().poll()
         if results:
             os.read(self._pipe[0], len(results))

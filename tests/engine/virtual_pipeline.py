@@ -55,7 +55,7 @@ class VirtualPipeline(CountingRanks):
             self._sampled_ms[slot] = ready_ms
         self._arriving.append((ready_ms, StepResult(plan.step, [EOS + 1] * len(sampling))))
 
-    def poll(self) -> list[StepResult]:
+    def poll(self, block: bool = False) -> list[StepResult]:
         count = sum(when_ms <= self.now_ms for when_ms, _ in self._arriving)
         arrived, self._arriving = self._arriving[:count], self._arriving[count:]
         return [result for _, result in arrived]

@@ -16,8 +16,7 @@ import torch.distributed as dist
 
 from remuda.config.engine import ParallelConfig
 from remuda.parallel.collectives import SingleRank
-from remuda.parallel.groups import Groups, MeshError, Rendezvous, connect_groups
-from remuda.parallel.p2p import TorchLink
+from remuda.parallel.groups import Groups, MeshError, Rendezvous, connect_groups, torch_link
 from remuda.parallel.topology import Topology, topology_of
 
 CPU = torch.device("cpu")
@@ -76,14 +75,13 @@ def test_collectives_of_two_ranks() -> None:
 
 def pipeline(groups: Groups, topology: Topology) -> list[Any]:
     """Three micro-batches of different sizes, all posted before the first is sent, then their tokens back."""
-    link = groups.link
-    assert link is not None
+    link: Any = groups.link
     sizes, found = [4, 1, 1000], []
     if topology.is_first_stage:
         for step in range(3):
             link.post_tokens(step + 1, step)
         for step, size in enumerate(sizes):
-            link.send_hidden(link.pack(torch.full((size, 3), 10.0 * step + topology.tp_rank)), step)
+            link.send_hidden(link.wrap(torch.full((size, 3), 10.0 * step + topology.tp_rank)), step)
         return [link.receive_tokens(step).tolist() for step in range(3)]
     for step, size in enumerate(sizes):
         link.post_hidden(size, step)
@@ -94,7 +92,7 @@ def pipeline(groups: Groups, topology: Topology) -> list[Any]:
         if topology.is_last_stage and topology.is_driver:
             link.send_tokens(np.arange(step + 1), step)
         if not topology.is_last_stage:
-            link.send_hidden(link.pack(x_TH + 1), step)
+            link.send_hidden(link.wrap(x_TH + 1), step)
     groups.barrier("sent", 20)
     return found
 
@@ -117,28 +115,50 @@ def test_hidden_states_go_forward_and_tokens_back(tp: int, pp: int) -> None:
             assert found == [10.0 * step + tp_rank + stage - 1 for step in range(3)]
 
 
-def with_torch_link(groups: Groups, topology: Topology) -> list[Any]:
-    """The same over torch's point-to-point operations, which GPUs use."""
-    group = dist.ProcessGroupGloo(
-        dist.PrefixStore("p2p", groups.store), topology.rank, topology.world_size, timedelta(seconds=20)
-    )
-    groups.link = TorchLink(group, topology, 3, torch.float32, CPU)
-    return first_stage_meets(groups, topology)
+def over_a_device_link(groups: Groups, topology: Topology) -> list[Any]:
+    """The same among devices: into tensors that are already there, and which are written again once they are sent."""
+
+    def new_group(store: Any, rank: int) -> Any:
+        return dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=20))
+
+    link = torch_link(groups.store, topology, new_group)
+    found = []
+    x_TH, tokens_S = torch.empty(1000, 3), torch.empty(3, dtype=torch.int64)
+    for step, size in enumerate([4, 1, 1000]):
+        if topology.is_first_stage:
+            link.send_hidden(x_TH[:size].fill_(10.0 * step + topology.tp_rank), step)
+            continue
+        link.receive_hidden_(x_TH[:size], step)
+        found.append(float(x_TH[:size].mean()))
+        if topology.is_driver:
+            link.send_tokens(tokens_S[: step + 1].copy_(torch.arange(step + 1)), step)
+        elif not topology.is_last_stage:
+            link.send_hidden(x_TH[:size].add_(1), step)
+    if topology.is_first_stage:
+        for step in range(3):
+            link.receive_tokens_(tokens_S[: step + 1], step)
+            found.append(tokens_S[: step + 1].tolist())
+    groups.barrier("sent", 20)
+    return found
 
 
-def test_torch_link_does_the_same() -> None:
-    first, second = in_processes(1, 2, with_torch_link)
-    assert first == [[0], [0, 1], [0, 1, 2]] and second == [0.0, 10.0, 20.0]
+@pytest.mark.parametrize(("tp", "pp"), [(1, 2), (2, 3)])
+def test_a_device_link_does_the_same(tp: int, pp: int) -> None:
+    for rank, found in enumerate(in_processes(tp, pp, over_a_device_link)):
+        stage, tp_rank = divmod(rank, tp)
+        if stage == 0:
+            assert found == [[0], [0, 1], [0, 1, 2]]
+        else:
+            assert found == [10.0 * step + tp_rank + stage - 1 for step in range(3)]
 
 
 def far_ahead(groups: Groups, topology: Topology) -> list[Any]:
     """Far more than the sockets hold, sent before the other side reads anything."""
-    link = groups.link
-    assert link is not None
+    link: Any = groups.link
     steps, size = 20, 50_000
     if topology.is_first_stage:
         for step in range(steps):
-            link.send_hidden(link.pack(torch.full((size, 3), float(step))), step)
+            link.send_hidden(link.wrap(torch.full((size, 3), float(step))), step)
         groups.barrier("all sent", 20)
         groups.barrier("all read", 20)
         return []
@@ -159,13 +179,13 @@ def test_sends_never_wait_for_the_receiver(ranks_per_node: int) -> None:
 
 
 def neighbour_leaves(groups: Groups, topology: Topology) -> list[Any]:
-    assert groups.link is not None
+    link: Any = groups.link
     if topology.is_first_stage:
-        groups.link.close()
+        link.close()
     else:
-        groups.link.post_hidden(1, 0)
+        link.post_hidden(1, 0)
         with pytest.raises(RuntimeError, match="connection closed by peer"):
-            groups.link.receive_hidden(0)
+            link.receive_hidden(0)
     return []
 
 

@@ -6,13 +6,14 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from remuda.parallel.collectives import SingleRank
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import NewSequence, StepPlan
-from remuda.worker.sampler import Sampled, Sampler
+from remuda.worker.cpu.sampler import Sampled, Sampler
 from remuda.worker.state import BatchState
 
 VOCAB = 101  # TP 4 pads it to 104
@@ -67,20 +68,23 @@ def run_steps(tp_rank: int, comm: Any, tp: int, cases: list[Case], slots: list[i
     shard = 104 // tp
     state = BatchState(len(slots) + max(slots), 64, groups=1, block_size=4)
     head: Any = Head((tp_rank * shard, (tp_rank + 1) * shard) if tp > 1 else (0, VOCAB))
-    sampler = Sampler(head, comm, state, VOCAB, torch.device("cpu"))
+    tokens_NL = np.zeros((state.slots, state.capacity), np.int32)
+    sampler = Sampler(head, comm, tokens_NL, VOCAB)
     new = [NewSequence(slot, [1, 2, 3 + n], 3, 0, [[]], p) for slot, (n, p) in zip(slots, cases, strict=True)]
     found = []
     for step in range(steps):
         plan = StepPlan(step, slots, [3 if step == 0 else 1] * len(slots), new=[] if step else new)
         state.apply(plan)
-        sampler.apply(plan)
+        for sequence in plan.new:
+            tokens_NL[sequence.slot, : len(sequence.token_ids)] = sequence.token_ids
+        sampler.admit(plan)
         rows = state.rows(plan)
         generators = [torch.Generator().manual_seed(100 * number + step) for number, _ in cases]
         last = torch.stack([torch.randn(VOCAB, generator=generator) * 2 for generator in generators])
         hidden = last if step else last.repeat_interleave(3, dim=0)
         sampled = sampler.run(hidden, sampler.foresee(rows))
         state.advance(rows, plan.step)
-        state.settle(rows, sampled.tokens_S)
+        tokens_NL[rows.sampling_slots, rows.sampled_positions] = sampled.tokens_S
         found.append(sampled)
     return found
 
@@ -158,10 +162,10 @@ def test_ties_over_shards_go_to_the_lowest_id() -> None:
     def rank(number: int) -> None:
         state = BatchState(1, 16, 1, 4)
         head: Any = Head((number * 52, (number + 1) * 52))
-        sampler = Sampler(head, ThreadRanks(number, box, barrier), state, VOCAB, torch.device("cpu"))  # type: ignore[arg-type]
+        sampler = Sampler(head, ThreadRanks(number, box, barrier), np.ones((1, 16), np.int32), VOCAB)  # type: ignore[arg-type]
         plan = StepPlan(0, [0], [1], new=[NewSequence(0, [1], 1, 0, [[]], PARAMS[0])])
         state.apply(plan)
-        sampler.apply(plan)
+        sampler.admit(plan)
         tokens[number] = int(sampler.run(logits, sampler.foresee(state.rows(plan))).tokens_S[0])
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(tp)]

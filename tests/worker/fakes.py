@@ -115,7 +115,7 @@ def brute_force_logits(config: ModelConfig, tokens: Sequence[int]) -> torch.Tens
 
 
 class QueueLink:
-    """A PipelineLink among threads: one queue per boundary and one for the tokens."""
+    """A HostLink among threads: one queue per boundary and one for the tokens."""
 
     def __init__(self, before: queue.Queue | None, after: queue.Queue | None, tokens: queue.Queue) -> None:
         self._before, self._after, self._tokens = before, after, tokens
@@ -135,7 +135,7 @@ class QueueLink:
     def has_arrived(self) -> bool:
         return self._before is not None and bool(self.posted) and not self._before.empty()
 
-    def pack(self, x_TH: torch.Tensor) -> torch.Tensor:
+    def wrap(self, x_TH: torch.Tensor) -> torch.Tensor:
         return x_TH
 
     def send_hidden(self, parcel: torch.Tensor, step: int) -> None:

@@ -58,7 +58,7 @@ def run(chunks: list[int], images: ImageRows, slot: int = 0, computed: int = 0) 
         plan = StepPlan(step, [slot], [count], new=new)
         new = []
         state.apply(plan)
-        images.apply(plan, state)
+        images.apply(plan)
         rows = state.rows(plan)
         hidden = torch.full((count, HIDDEN), -1.0)
         images.substitute_(hidden, rows)
@@ -96,7 +96,7 @@ def test_released_and_evicted_images_are_dropped() -> None:
     images = ImageRows(encoder, PATCH, SIZE, cache_bytes=1)  # type: ignore[arg-type]
     run([5], images)
     assert images.cached_bytes > 0  # the one in use stays, however small the cache
-    images.apply(StepPlan(9, [], [], released=[0]), BatchState(2, 64, 1, 4))
+    images.apply(StepPlan(9, [], [], released=[0]))
     assert images.cached_bytes == 0
 
 

@@ -10,18 +10,18 @@ from remuda.parallel.topology import Topology
 from remuda.planner.host import free_host_bytes
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import NewSequence, PageGrant, StepPlan
-from remuda.worker.inputs import build_batch, token_ids, token_rows
+from remuda.worker.cpu.memory import pages_on_host
+from remuda.worker.inputs import build_batch, token_rows
 from remuda.worker.kv_pool import KVPool, bytes_per_page
 from remuda.worker.state import BatchState
 from tests.worker.fakes import engine_config, model_config
 
-CPU = torch.device("cpu")
 CONFIG = engine_config(model_config())
 PLACE = Topology(1, 1, 0, 0, 0, 4, 4)
 
 
 def pool(pages: int = 50) -> KVPool:
-    return KVPool(CONFIG.model, CONFIG.cache, PLACE, pages, CPU)
+    return KVPool(CONFIG.model, CONFIG.cache, PLACE, pages, pages_on_host)
 
 
 def admit(slot: int, tokens: list[int], computed: int, pages: list[list[int]]) -> NewSequence:
@@ -38,9 +38,9 @@ def test_a_mixed_step() -> None:
     state.apply(plan)
     rows = state.rows(plan)
     row_T, positions_T = token_rows(rows)
-    batch = build_batch(state, rows, row_T, positions_T, pool(), CPU)
+    batch = build_batch(state, rows, row_T, positions_T, pool())
     assert rows.samples_S.tolist() == [True, False]
-    assert token_ids(state, rows.slots_S[row_T], positions_T, CPU).tolist() == [11, 20, 21, 22, 23, 24, 25]
+    assert rows.slots_S[row_T].tolist() == [2, 0, 0, 0, 0, 0, 0]
     assert batch.positions_T.tolist() == [4, 0, 1, 2, 3, 4, 5] and batch.positions_T.dtype == torch.int64
     assert batch.query_start_S1.tolist() == [0, 1, 7] and batch.query_start_S1.dtype == torch.int32
     assert batch.context_S.tolist() == [5, 6] and batch.context_S.dtype == torch.int32
@@ -56,7 +56,7 @@ def test_leading_decodes_end_at_the_first_prompt() -> None:
         plan = StepPlan(0, [0, 1, 2], counts, new=new)
         state.apply(plan)
         rows = state.rows(plan)
-        assert build_batch(state, rows, *token_rows(rows), pool(), CPU).num_decodes == leading
+        assert build_batch(state, rows, *token_rows(rows), pool()).num_decodes == leading
 
 
 def test_untouched_pages_take_no_memory_and_hold_zeros() -> None:
@@ -93,7 +93,6 @@ def test_sixteen_decode_rows_are_prepared_quickly() -> None:
         start = time.process_time()
         rows = state.rows(plan)
         row_T, positions_T = token_rows(rows)
-        build_batch(state, rows, row_T, positions_T, kv, CPU)
-        token_ids(state, rows.slots_S[row_T], positions_T, CPU)
+        build_batch(state, rows, row_T, positions_T, kv)
         best = min(best, time.process_time() - start)
     assert best < 300e-6

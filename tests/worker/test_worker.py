@@ -1,10 +1,17 @@
-"""Workers run random plans and must give, token for token, what a model without cache, plans or stages gives."""
+"""Workers run random plans and must give, token for token, what a model without cache, plans or stages gives.
+
+Every test runs on every runner: a CPU's; one whose device computes beside its host, which sees to its inputs and
+outputs; and one whose device takes those over as well, and does nothing before it is waited for (`async_device.py`).
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -12,23 +19,50 @@ import torch
 from remuda.config.engine import EngineConfig
 from remuda.config.kv_groups import kv_groups
 from remuda.layers.base import BuildContext
-from remuda.models.interfaces import Completion
+from remuda.models.interfaces import Model
 from remuda.parallel.collectives import SingleRank, Switchable
 from remuda.parallel.groups import Groups, single_rank_groups
 from remuda.parallel.topology import topology_of
 from remuda.protocol.errors import RemudaError
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import NewSequence, StepPlan, StepResult
+from remuda.worker import simulated
 from remuda.worker import worker as worker_module
+from remuda.worker.cpu.runner import CpuRunner
+from remuda.worker.simulated import SimulatedRunner
 from remuda.worker.worker import Worker
+from tests.worker.async_device import AsyncRunner, QueueDeviceLink
 from tests.worker.fakes import FakeModel, QueueLink, brute_force_logits, engine_config, model_config
 from tests.worker.planner import Planned, RandomPlanner
 
 Order = Callable[[Worker, list[StepPlan]], Iterator[StepResult | None]]
 
 
-class Computing(Completion):
-    """Of a device that is never done when asked, and always when waited for."""
+class OnCpu(CpuRunner):
+    link = QueueLink
+
+    def _build(self) -> Model:
+        return FakeModel(BuildContext(self._config.model, self._topology, self._tp, "cpu"))
+
+
+class BesideHost(SimulatedRunner):
+    link = QueueLink
+
+    def _build(self) -> Model:
+        model = FakeModel(BuildContext(self._config.model, self._topology, self._tp, "cpu"))
+        model.busy_until_s = 0.0  # type: ignore[attr-defined]
+        return model
+
+    def close(self) -> None:
+        return
+
+
+class OnDevice(AsyncRunner):
+    link = QueueDeviceLink
+
+
+class NeverDoneWhenAsked(simulated._Launched):
+    """But always when waited for."""
 
     def remaining_s(self) -> float:
         return 1.0
@@ -37,16 +71,14 @@ class Computing(Completion):
         return
 
 
-@pytest.fixture(autouse=True)
-def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(config, topology, tp, device, progress):  # type: ignore[no-untyped-def]
-        model = FakeModel(BuildContext(config.model, topology, tp, device))
-        return model, model.load()
-
-    monkeypatch.setattr(worker_module, "load_model", load)
+@pytest.fixture(params=[OnCpu, BesideHost, OnDevice], autouse=True)
+def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(worker_module, "make_runner", request.param)
+    monkeypatch.setattr(simulated, "_Launched", NeverDoneWhenAsked)
+    return request.param
 
 
-def make_workers(config: EngineConfig) -> list[Worker]:
+def make_workers(config: EngineConfig, runner: Any) -> list[Worker]:
     """One worker per stage; several are joined by queues and must each run in a thread of their own."""
     stages = config.parallel.pipeline_parallel_size
     tokens: queue.Queue = queue.Queue()
@@ -55,8 +87,7 @@ def make_workers(config: EngineConfig) -> list[Worker]:
     for stage in range(stages):
         groups = single_rank_groups()
         if stages > 1:
-            link = QueueLink(boundaries[stage], boundaries[stage + 1], tokens)
-            groups = Groups(tp=Switchable(SingleRank()), link=link)
+            groups = Groups(Switchable(SingleRank()), runner.link(boundaries[stage], boundaries[stage + 1], tokens))
         worker = Worker(config, topology_of(stage, config.parallel), groups)
         worker.load()
         worker.allocate(config.cache.num_pages_override or 0)
@@ -74,25 +105,21 @@ def one_by_one(worker: Worker, plans: list[StepPlan], announce_ahead: int = 3) -
         yield worker.execute(plan)
 
 
+@torch.inference_mode()
 def overlapped(worker: Worker, plans: list[StepPlan]) -> Iterator[StepResult | None]:
-    """Each plan is prepared, and launched where that may be, before the one ahead of it is finished."""
+    """Each plan is prepared, and launched, as soon as the runner lets it."""
+    waiting = deque(plans)
     for plan in plans:
         worker.announce(plan)
-    with torch.inference_mode():
-        step, launched = worker.prepare(plans[0]), False
-        for plan in plans[1:]:
-            if not launched:
-                worker.launch(step)
-            early = worker.may_overlap(step, plan)
-            following = worker.prepare(plan) if early else None
-            launched = following is not None and worker.launches_first()
-            if following is not None and launched:
-                worker.launch(following)
-            yield worker.finish(step)
-            step = following if following is not None else worker.prepare(plan)
-        if not launched:
-            worker.launch(step)
-        yield worker.finish(step)
+    prepared = None
+    while waiting or prepared or worker.launched:
+        if prepared is None and waiting and (not worker.launched or worker.may_prepare(waiting[0])):
+            prepared = worker.prepare(waiting.popleft())
+        if prepared is not None and (not worker.launched or worker.may_launch_ahead()):
+            worker.launch(prepared)
+            prepared = None
+        else:
+            yield worker.finish()
 
 
 def run_all(workers: list[Worker], plans: list[StepPlan], order: Order = one_by_one) -> list[StepResult]:
@@ -118,21 +145,23 @@ def run_all(workers: list[Worker], plans: list[StepPlan], order: Order = one_by_
 
 
 def greedy(config: EngineConfig) -> Callable[[list[int]], int]:
-    return lambda tokens: int(brute_force_logits(config.model, tokens)[-1].argmax())
+    return lambda tokens: _next_token(config.model.num_layers, tuple(tokens))
+
+
+@cache  # every runner meets the same sequences
+def _next_token(layers: int, tokens: tuple[int, ...]) -> int:
+    model = model_config({2: "FF", 3: "FFF", 4: "CCCF"}[layers])
+    return int(brute_force_logits(model, tokens)[-1].argmax())
 
 
 @pytest.mark.parametrize("stages", [(4,), (2, 2), (1, 2, 1)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("order", [one_by_one, overlapped])
-def test_random_plans_equal_brute_force(
-    stages: tuple[int, ...], seed: int, order: Order, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if order is overlapped:
-        monkeypatch.setattr(FakeModel, "completion", lambda self: Computing())
+def test_random_plans_equal_brute_force(stages: tuple[int, ...], seed: int, order: Order, runner: Any) -> None:
     config = engine_config(model_config(), stages)
     planner = RandomPlanner(seed, slots=6, groups=len(kv_groups(config.model)), block_size=4, pages=400, max_len=40)
     steps: list[tuple[StepPlan, list[Planned]]] = [planner.next_plan() for _ in range(30)]
-    results = run_all(make_workers(config), [plan for plan, _ in steps], order)
+    results = run_all(make_workers(config, runner), [plan for plan, _ in steps], order)
     next_token = greedy(config)
     checked = 0
     for (plan, sampling), result in zip(steps, results, strict=True):
@@ -144,12 +173,21 @@ def test_random_plans_equal_brute_force(
     assert checked > 30
 
 
+def test_a_device_has_its_next_step_before_the_host_waits_for_the_last(runner: Any) -> None:
+    (worker,) = make_workers(engine_config(model_config("FF")), runner)
+    plans = [StepPlan(0, [0], [3], new=[admit(0, [1, 2, 3], [[1, 2]])]), StepPlan(1, [0], [1]), StepPlan(2, [0], [1])]
+    most = 0
+    for _ in overlapped(worker, plans):
+        most = max(most, len(worker.launched) + 1)
+    assert most == worker.runner.depth
+
+
 def admit(slot: int, tokens: list[int], pages: list[list[int]], prompt_len: int = 0, **sampling: object) -> NewSequence:
     params = SamplingParams(**{"temperature": 0.0, **sampling})  # type: ignore[arg-type]
     return NewSequence(slot, tokens, prompt_len or len(tokens), 0, pages, params)
 
 
-def test_a_slot_reused_while_its_token_is_on_the_way_keeps_the_new_tokens() -> None:
+def test_a_slot_reused_while_its_token_is_on_the_way_keeps_the_new_tokens(runner: Any) -> None:
     config = engine_config(model_config("FF"), (1, 1))
     first, second = [3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5]
     plans = [
@@ -157,16 +195,16 @@ def test_a_slot_reused_while_its_token_is_on_the_way_keeps_the_new_tokens() -> N
         StepPlan(1, [0], [6], released=[0], new=[admit(0, second, [[3, 4]])]),
         StepPlan(2, [0], [1]),
     ]
-    results = run_all(make_workers(config), plans)
+    results = run_all(make_workers(config, runner), plans)
     tokens = list(second)
     for result in results[1:]:
         assert result.tokens == [greedy(config)(tokens)]
         tokens += result.tokens
 
 
-def test_prefix_that_is_cached_is_not_computed_again() -> None:
+def test_prefix_that_is_cached_is_not_computed_again(runner: Any) -> None:
     config = engine_config(model_config("FF"))
-    (worker,) = make_workers(config)
+    (worker,) = make_workers(config, runner)
     prompt = list(range(10, 23))
     worker.execute(StepPlan(0, [0], [13], new=[admit(0, prompt, [[1, 2, 3, 4]])]))
     shared = NewSequence(1, [*prompt[:8], 7, 7], 10, 8, [[1, 2, 9]], SamplingParams(temperature=0.0))
@@ -174,12 +212,12 @@ def test_prefix_that_is_cached_is_not_computed_again() -> None:
     assert result is not None and result.tokens == [greedy(config)([*prompt[:8], 7, 7])]
 
 
-def test_prompt_logprobs_are_those_of_the_whole_prompt_whatever_the_chunks() -> None:
+def test_prompt_logprobs_are_those_of_the_whole_prompt_whatever_the_chunks(runner: Any) -> None:
     config = engine_config(model_config())
     prompt = [5, 6, 7, 8, 9, 10, 11]
     pages = [[1 + 2 * g, 2 + 2 * g] for g in range(len(kv_groups(config.model)))]
     expected = torch.log_softmax(brute_force_logits(config.model, prompt), dim=1)
-    (worker,) = make_workers(config)
+    (worker,) = make_workers(config, runner)
     found = {}
     new = [admit(0, prompt, pages, prompt_logprobs=2)]
     for step, count in enumerate((3, 1, 3)):
@@ -196,17 +234,19 @@ def test_prompt_logprobs_are_those_of_the_whole_prompt_whatever_the_chunks() -> 
         assert entry.token_ids[1:] == row.topk(2).indices.tolist()
 
 
-def test_a_row_without_finite_logits_gives_minus_one_and_spares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_without_finite_logits_gives_minus_one_and_spares_the_others(
+    monkeypatch: pytest.MonkeyPatch, runner: Any
+) -> None:
     config = engine_config(model_config("FF"))
-    (worker,) = make_workers(config)
-    whole = worker.model.logits
+    (worker,) = make_workers(config, runner)
+    whole = worker.runner.model.logits
 
     def poisoned(hidden_SH: torch.Tensor) -> torch.Tensor:
         logits_SV = whole(hidden_SH)
         logits_SV[0, 3], logits_SV[1, 3] = float("nan"), float("inf")
         return logits_SV
 
-    monkeypatch.setattr(worker.model, "logits", poisoned)
+    monkeypatch.setattr(worker.runner.model, "logits", poisoned)
     new = [admit(slot, [slot + 1] * 3, [[1 + slot]]) for slot in range(3)]
     for step in range(2):  # also the step after, whose input would be the missing token
         plan = StepPlan(step, [0, 1, 2], [3 - 2 * step] * 3, new=[] if step else new)
@@ -215,15 +255,15 @@ def test_a_row_without_finite_logits_gives_minus_one_and_spares_the_others(monke
         assert result.tokens[:2] == [-1, -1] and result.tokens[2] >= 0
 
 
-def test_a_plan_without_rows_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_without_rows_is_answered(monkeypatch: pytest.MonkeyPatch, runner: Any) -> None:
     config = engine_config(model_config("FF"), (1, 1))
-    results = run_all(make_workers(config), [StepPlan(0, [], [], released=[0]), StepPlan(1, [], [])])
+    results = run_all(make_workers(config, runner), [StepPlan(0, [], [], released=[0]), StepPlan(1, [], [])])
     assert [result.step for result in results] == [0, 1]
 
 
-def test_the_self_test_passes_every_stage_and_leaves_no_trace() -> None:
+def test_the_self_test_passes_every_stage_and_leaves_no_trace(runner: Any) -> None:
     config = engine_config(model_config("FFF"), (1, 1, 1))
-    workers = make_workers(config)
+    workers = make_workers(config, runner)
     threads = [threading.Thread(target=worker.self_test, daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
@@ -235,9 +275,9 @@ def test_the_self_test_passes_every_stage_and_leaves_no_trace() -> None:
     assert results[0].tokens == [greedy(config)(prompt)]
 
 
-def test_the_self_test_refuses_a_model_without_finite_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_self_test_refuses_a_model_without_finite_logits(monkeypatch: pytest.MonkeyPatch, runner: Any) -> None:
     config = engine_config(model_config("FF"))
-    (worker,) = make_workers(config)
-    monkeypatch.setattr(worker.model, "logits", lambda hidden: torch.full((len(hidden), 50), float("nan")))
+    (worker,) = make_workers(config, runner)
+    monkeypatch.setattr(worker.runner.model, "logits", lambda hidden: torch.full((len(hidden), 50), float("nan")))
     with pytest.raises(RemudaError, match="not finite"):
         worker.self_test()

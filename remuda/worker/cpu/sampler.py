@@ -3,7 +3,7 @@
 Rows that are plainly greedy exchange one (maximum, index) pair per TP rank; the others gather their logits on TP
 rank 0, which alone adjusts, filters and draws. Which rows are which follows from plans only, so all TP ranks agree,
 and can work it out (`foresee`) while the layers are still computed.
-T tokens, H hidden size, S sampling rows, V vocabulary (local: this rank's shard).
+N slots, L tokens of a sequence, T tokens, H hidden size, S sampling rows, V vocabulary (local: this rank's shard).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from remuda.worker.sampling.draw import draw
 from remuda.worker.sampling.logprobs import token_logprobs
 from remuda.worker.sampling.rules import SamplingRules
 from remuda.worker.sampling.uniform import uniform
-from remuda.worker.state import BatchState, Ints, Rows
+from remuda.worker.state import Ints, Rows
 
 Floats = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
 
 _PROMPT_LOGITS_BYTES = 64 << 20  # prompt log-probabilities are computed in pieces of so many bytes of logits
 
@@ -63,34 +64,38 @@ class Sampled:
 
 
 class Sampler:
-    def __init__(self, head: Model, tp: Communicator, state: BatchState, vocab_size: int, device: torch.device) -> None:
+    """Reads tokens of earlier steps in the runner's `tokens_NL`."""
+
+    def __init__(self, head: Model, tp: Communicator, tokens_NL: Tokens, vocab_size: int) -> None:
         self._head = head
         self._tp = tp
-        self._state = state
+        self._tokens_NL = tokens_NL
+        self._prompt_N = np.zeros(len(tokens_NL), np.int64)
         self._vocab_size = vocab_size
-        self._device = device
         self._driver = tp.rank == 0
-        self._rules = SamplingRules(len(state.known_N), vocab_size, driver=self._driver)
+        self._rules = SamplingRules(len(tokens_NL), vocab_size, driver=self._driver)
 
-    def apply(self, plan: StepPlan) -> None:
+    def admit(self, plan: StepPlan) -> None:
+        """Follow new sequences, once their tokens are in the buffer."""
         for sequence in plan.new:
-            tokens = self._state.tokens_NL[sequence.slot, : len(sequence.token_ids)]
+            self._prompt_N[sequence.slot] = sequence.prompt_len
+            tokens = self._tokens_NL[sequence.slot, : len(sequence.token_ids)]
             prompt, output = tokens[: sequence.prompt_len], tokens[sequence.prompt_len :]
             self._rules.admit(sequence.slot, sequence.sampling, prompt, output)
 
     def foresee(self, rows: Rows) -> Foreseen:
-        """Call once the state has the step's rows, and before a later step reuses one of their slots."""
+        """Call once the step's new sequences are admitted, and before a later step reuses one of its slots."""
         slots = rows.sampling_slots
-        outputs_S = rows.sampled_positions - self._state.prompt_N[slots]
+        outputs_S = rows.sampled_positions - self._prompt_N[slots]
         plain_S = self._rules.plain_greedy(slots, outputs_S)
         last_S: torch.Tensor | None = None
         if len(slots) != rows.total_tokens:
             indices_S = rows.query_start_S1[1:][rows.samples_S] - 1
-            last_S = torch.from_numpy(indices_S.astype(np.int64)).to(self._device)
+            last_S = torch.from_numpy(indices_S.astype(np.int64))
         return Foreseen(slots, outputs_S, plain_S, bool(plain_S.all()), last_S, self._prompt_parts(rows))
 
     def run(self, hidden_TH: torch.Tensor, step: Foreseen) -> Sampled:
-        """Choose the tokens of the sampling rows. The state may have moved on, but not have reused their slots."""
+        """Choose the tokens of the sampling rows, whose slots have not been reused yet."""
         of_prompts = [self._of_prompt(hidden_TH[part.hidden], part) for part in step.prompts]
         prompt_logprobs = of_prompts if self._driver else []
         slots, plain_S = step.slots_S, step.plain_S
@@ -101,8 +106,8 @@ class Sampler:
             return Sampled(self._argmax(logits_SV), True, [], prompt_logprobs)
         tokens_S = np.zeros(len(slots), np.int64)
         if plain_S.any():
-            tokens_S[plain_S] = self._argmax(logits_SV[_mask(plain_S, logits_SV)])
-            logits_SV = logits_SV[_mask(~plain_S, logits_SV)]
+            tokens_S[plain_S] = self._argmax(logits_SV[_mask(plain_S)])
+            logits_SV = logits_SV[_mask(~plain_S)]
         gathered_SV = self._gather(logits_SV)
         logprobs: list[TokenLogprobs | None] = []
         if gathered_SV is not None:
@@ -119,7 +124,7 @@ class Sampler:
         """Index of the largest logit over all shards (the lowest one among equals), -1 where it is not finite."""
         values_S, indices_S = _largest(logits_SV)
         if self._tp.size == 1:
-            largest_S, tokens_S = values_S.cpu().numpy(), indices_S.cpu().numpy()
+            largest_S, tokens_S = values_S.numpy(), indices_S.numpy()
         else:
             largest_S, tokens_S = self._largest_of_shards(values_S, indices_S + self._head.vocab_shard[0])
         finite_S = np.isfinite(largest_S)
@@ -127,7 +132,7 @@ class Sampler:
 
     def _largest_of_shards(self, values_S: torch.Tensor, ids_S: torch.Tensor) -> tuple[Floats, Ints]:
         mine_2S = torch.stack([values_S.float().view(torch.int32), ids_S.int()])
-        pairs_R2S = self._tp.all_gather(mine_2S).cpu().numpy()
+        pairs_R2S = self._tp.all_gather(mine_2S).numpy()
         values_RS = pairs_R2S[:, 0].view(np.float32)
         shard_S = values_RS.argmax(axis=0)  # NaN wins
         at = np.arange(len(shard_S))
@@ -146,40 +151,40 @@ class Sampler:
 
     def _choose(self, raw_SV: torch.Tensor, slots: Ints, outputs_S: Ints) -> tuple[Ints, list[TokenLogprobs | None]]:
         rules = self._rules
-        finite_S = np.isfinite(raw_SV.amax(dim=1).cpu().numpy())
+        finite_S = np.isfinite(raw_SV.amax(dim=1).numpy())
         logits_SV = self._adjusted(raw_SV, slots, outputs_S)
         greedy_S = rules.temperature_N[slots] == 0.0
-        tokens = torch.empty(len(slots), dtype=torch.int64, device=self._device)
+        tokens = torch.empty(len(slots), dtype=torch.int64)
         if greedy_S.any():
-            mask = _mask(greedy_S, logits_SV)
+            mask = _mask(greedy_S)
             tokens[mask] = logits_SV[mask].argmax(dim=1)
         if not greedy_S.all():
-            mask = _mask(~greedy_S, logits_SV)
+            mask = _mask(~greedy_S)
             drawn = logits_SV if not greedy_S.any() else logits_SV[mask]
             tokens[mask] = self._draw(drawn, slots[~greedy_S], outputs_S[~greedy_S])
-        chosen_is_possible = torch.isfinite(logits_SV.gather(1, tokens.unsqueeze(1)).squeeze(1)).cpu().numpy()
-        tokens_S = np.where(finite_S & chosen_is_possible, tokens.cpu().numpy(), -1)
+        chosen_is_possible = torch.isfinite(logits_SV.gather(1, tokens.unsqueeze(1)).squeeze(1)).numpy()
+        tokens_S = np.where(finite_S & chosen_is_possible, tokens.numpy(), -1)
         return tokens_S, self._logprobs(raw_SV, tokens, slots)
 
     def _adjusted(self, raw_SV: torch.Tensor, slots: Ints, outputs_S: Ints) -> torch.Tensor:
-        rules, state = self._rules, self._state
+        rules = self._rules
         due = rules.adjusts_N[slots] | (outputs_S < rules.min_tokens_N[slots])
         if not due.any():
             return raw_SV
         logits_SV = raw_SV.clone()
         for row in np.flatnonzero(due).tolist():
             slot = int(slots[row])
-            start = int(state.prompt_N[slot])
-            output = state.tokens_NL[slot, start : start + int(outputs_S[row])]
+            start = int(self._prompt_N[slot])
+            output = self._tokens_NL[slot, start : start + int(outputs_S[row])]
             adjust_(logits_SV[row], rules.adjustments[slot], output)
         return logits_SV
 
     def _draw(self, logits_SV: torch.Tensor, slots: Ints, outputs_S: Ints) -> torch.Tensor:
         rules = self._rules
-        uniform_S = uniform(rules.seed_N[slots], self._state.prompt_N[slots] + outputs_S)
+        uniform_S = uniform(rules.seed_N[slots], self._prompt_N[slots] + outputs_S)
         parameters = (rules.temperature_N, rules.top_k_N, rules.top_p_N, rules.min_p_N)
         arrays = [parameter[slots] for parameter in parameters] + [uniform_S]
-        temperature, top_k, top_p, min_p, uniforms = (torch.from_numpy(a).to(self._device) for a in arrays)
+        temperature, top_k, top_p, min_p, uniforms = map(torch.from_numpy, arrays)
         return draw(logits_SV, temperature, top_k, top_p, min_p, uniforms)
 
     # ------------------------------------------------------------------------------------------------ log-probabilities
@@ -189,7 +194,7 @@ class Sampler:
         rows = np.flatnonzero(wanted_S >= 0)
         entries: list[TokenLogprobs | None] = [None] * len(slots)
         if len(rows):
-            at = torch.from_numpy(rows).to(self._device)
+            at = torch.from_numpy(rows)
             found = token_logprobs(raw_SV[at], tokens[at], wanted_S[rows].tolist())
             for row, entry in zip(rows.tolist(), found, strict=True):
                 entries[row] = entry
@@ -201,7 +206,7 @@ class Sampler:
         parts: list[PromptPart] = []
         for row in np.flatnonzero(wanted_S >= 0).tolist():
             slot, start = int(rows.slots_S[row]), int(rows.starts_S[row])
-            count = min(int(rows.counts_S[row]), int(self._state.prompt_N[slot]) - 1 - start)
+            count = min(int(rows.counts_S[row]), int(self._prompt_N[slot]) - 1 - start)
             if count > 0:
                 first = int(rows.query_start_S1[row])
                 parts.append(PromptPart(slot, start + 1, slice(first, first + count), int(wanted_S[row])))
@@ -216,19 +221,17 @@ class Sampler:
             raw = self._gather(self._head.logits(hidden))
             if raw is not None:
                 positions = slice(part.first + begin, part.first + begin + len(hidden))
-                chosen = torch.from_numpy(self._state.tokens_NL[part.slot, positions].astype(np.int64))
-                entries += token_logprobs(raw, chosen.to(self._device), [part.top] * len(hidden))
+                chosen = torch.from_numpy(self._tokens_NL[part.slot, positions].astype(np.int64))
+                entries += token_logprobs(raw, chosen, [part.top] * len(hidden))
         return PromptLogprobs(part.slot, part.first, entries)
 
 
 def _largest(logits_SV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(value, index) of each row's largest logit, the first among equals; a row with NaN gives NaN."""
-    if logits_SV.device.type != "cpu":
-        return logits_SV.max(dim=1)
     logits = logits_SV.numpy()  # numpy's search is vectorized, torch's is not: a tenth of the time
     indices = logits.argmax(axis=1)
     return torch.from_numpy(logits[np.arange(len(indices)), indices]), torch.from_numpy(indices)
 
 
-def _mask(rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.flatnonzero(rows)).to(like.device)
+def _mask(rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.flatnonzero(rows))
