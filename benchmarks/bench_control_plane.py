@@ -20,12 +20,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
-from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
+from remuda.config.model import LayerConfig, ModelConfig
 from remuda.engine.core import EngineCore
 from remuda.engine.garbage import PacedGarbageCollector
 from remuda.engine.process import run_engine
 from remuda.engine.scheduler import ScheduledStep
 from remuda.executor.noop import NoopExecutor
+from remuda.kv.specs import ChunkedLocal, FullAttention
 from remuda.protocol.request import EngineReady, EngineRequest, Shutdown, StepOutputs
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.wire import client_side
@@ -42,12 +43,12 @@ class Row:
 
 def llama4_like() -> ModelConfig:
     """Four KV groups, as Llama 4 has them."""
-    kinds = [AttentionKind.CHUNKED] * 3 + [AttentionKind.FULL]
+    kinds = [ChunkedLocal(1000)] * 3 + [FullAttention()]
     return ModelConfig(
         path="", architecture="Llama4ForConditionalGeneration", dtype="bfloat16", checkpoint_dtype="bfloat16",
         hidden_size=1024, num_heads=8, num_kv_heads=8, head_dim=128, intermediate_size=4096, vocab_size=200_000,
         max_position_embeddings=1 << 20, rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=None, rope_interleaved=True,
-        layers=tuple(LayerConfig(kind, True, False, False, False) for kind in kinds * 4), attention_chunk=1000,
+        layers=tuple(LayerConfig(kind, True, False, False, False) for kind in kinds * 4),
         temperature_floor=0.0, temperature_scale=0.0, tie_word_embeddings=False, moe=None, vision=None,
         image_tokens=None, quant=None, bos_token_id=1, eos_token_ids=(2,),
     )  # fmt: skip

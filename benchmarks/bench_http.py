@@ -26,9 +26,10 @@ import uvloop
 from tokenizers import decoders, models, pre_tokenizers
 
 from remuda.config.engine import EngineConfig, SchedulerConfig
-from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
+from remuda.config.model import LayerConfig, ModelConfig
 from remuda.engine.client import AsyncEngine
 from remuda.engine.connection import EngineConnection
+from remuda.kv.specs import FullAttention
 from remuda.metrics.serving import ServingMetrics
 from remuda.protocol.request import AbortRequest, EngineReady, EngineRequest, FinishReason, RequestOutput, StepOutputs
 from remuda.protocol.wire import WireError, engine_side_of_client
@@ -60,12 +61,12 @@ def tokenizer_json() -> str:
 
 
 def model_config(folder: str, vocab_size: int) -> ModelConfig:
-    layer = LayerConfig(attention=AttentionKind.FULL, rope=True, qk_norm=False, temperature_tuning=False, moe=False)
+    layer = LayerConfig(attention=FullAttention(), rope=True, qk_norm=False, temperature_tuning=False, moe=False)
     return ModelConfig(
         path=folder, architecture="LlamaForCausalLM", dtype="float32", checkpoint_dtype="float32", hidden_size=8,
         num_heads=1, num_kv_heads=1, head_dim=8, intermediate_size=8, vocab_size=vocab_size,
         max_position_embeddings=MAX_MODEL_LEN, rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None,
-        rope_interleaved=True, layers=(layer,), attention_chunk=None, temperature_floor=1.0, temperature_scale=0.0,
+        rope_interleaved=True, layers=(layer,), temperature_floor=1.0, temperature_scale=0.0,
         tie_word_embeddings=False, moe=None, vision=None, image_tokens=None, quant=None, bos_token_id=None,
         eos_token_ids=(),
     )  # fmt: skip

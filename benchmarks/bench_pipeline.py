@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig, SimulationConfig
-from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
+from remuda.config.model import LayerConfig, ModelConfig
 from remuda.engine.core import EngineCore
+from remuda.kv.specs import ChunkedLocal, FullAttention
 from remuda.launch.local import LocalReplica
 from remuda.protocol.request import EngineRequest
 from remuda.protocol.sampling import SamplingParams
@@ -43,13 +44,12 @@ class Interval:
 
 def model_config(layers: int) -> ModelConfig:
     """Llama-4-like groups and small tensors: nothing of it is computed."""
-    full = AttentionKind.FULL
-    kinds = [full if i % 4 == 3 else AttentionKind.CHUNKED for i in range(layers)]
+    kinds = [FullAttention() if i % 4 == 3 else ChunkedLocal(1024) for i in range(layers)]
     return ModelConfig(
         path="simulated", architecture="Llama4ForCausalLM", dtype="float32", checkpoint_dtype="float32", hidden_size=64,
         num_heads=8, num_kv_heads=1, head_dim=16, intermediate_size=64, vocab_size=VOCAB, max_position_embeddings=16384,
         rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, rope_interleaved=True,
-        layers=tuple(LayerConfig(kind, True, False, False, False) for kind in kinds), attention_chunk=1024,
+        layers=tuple(LayerConfig(kind, True, False, False, False) for kind in kinds),
         temperature_floor=1.0, temperature_scale=0.0, tie_word_embeddings=False, moe=None, vision=None,
         image_tokens=None, quant=None, bos_token_id=None, eos_token_ids=(),
     )  # fmt: skip

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "remuda"
 
 # Which folders each folder may import (beside itself).
-BELOW: dict[str, set[str]] = {"protocol": set(), "config": {"protocol"}}
-BELOW["text"] = BELOW["metrics"] = {"config", "protocol"}
-_base = {"text", "metrics", "config", "protocol"}
+BELOW: dict[str, set[str]] = {"protocol": set(), "kv": {"protocol"}, "config": {"kv", "protocol"}}
+BELOW["text"] = BELOW["metrics"] = {"config", "kv", "protocol"}
+_base = {"text", "metrics", "config", "kv", "protocol"}
 BELOW["parallel"] = BELOW["weights"] = BELOW["kernels"] = _base
 BELOW["layers"] = _base | {"kernels", "weights", "parallel"}
 BELOW["models"] = BELOW["layers"] | {"layers"}
@@ -29,7 +29,7 @@ BELOW["evaluation"] = _base
 BELOW["cli"] = BELOW["llm"] = set(BELOW) | {"cli", "llm"}
 
 TORCH_FREE = (
-    "protocol", "config", "planner", "text", "metrics", "layers", "models", "engine", "server", "launch", "hub",
+    "protocol", "kv", "config", "planner", "text", "metrics", "layers", "models", "engine", "server", "launch", "hub",
 )  # fmt: skip
 TORCH_FREE_MODULES = (
     "remuda",

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import msgspec
 
-
-class AttentionKind(StrEnum):
-    FULL = "full"  # causal over everything
-    CHUNKED = "chunked"  # causal within the query's own chunk of `attention_chunk` positions
+from remuda.kv.groups import KVGroup, group_layers
+from remuda.kv.specs import AnyAttention, KVShape
 
 
 class RopeScaling(msgspec.Struct, frozen=True):
@@ -24,7 +20,7 @@ class RopeScaling(msgspec.Struct, frozen=True):
 class LayerConfig(msgspec.Struct, frozen=True):
     """What differs from layer to layer."""
 
-    attention: AttentionKind
+    attention: AnyAttention
     rope: bool = True
     qk_norm: bool = False
     temperature_tuning: bool = False
@@ -100,7 +96,6 @@ class ModelConfig(msgspec.Struct, frozen=True):
     quant: QuantConfig | None
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
-    attention_chunk: int | None = None
     temperature_floor: float = 1.0
     temperature_scale: float = 0.0
     moe: MoEConfig | None = None
@@ -111,3 +106,12 @@ class ModelConfig(msgspec.Struct, frozen=True):
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def kv_groups(self) -> tuple[KVGroup, ...]:
+        """How the layers share the pages of the KV cache."""
+        return group_layers([layer.attention for layer in self.layers])
+
+    def kv_shape(self, tp_size: int) -> KVShape:
+        """Keys of one token on a rank: heads are replicated when ranks outnumber them."""
+        return KVShape(max(1, self.num_kv_heads // tp_size), self.head_dim, self.dtype)

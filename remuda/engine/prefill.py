@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from remuda.config.model import AttentionKind, ModelConfig
+from remuda.config.model import ModelConfig
 
 MIN_CHUNK = 32  # tokens; below this a step is all overhead
 SPREAD_ROUNDS = 4  # prompts that wait are spread over this many rounds of the pipeline
@@ -48,7 +48,7 @@ class PrefillSizer:
 
 
 def doubling_context(model: ModelConfig) -> float:
-    """Context length at which full attention costs a token as much as all its matrix products."""
+    """Context length at which attention to everything costs a token as much as all its matrix products."""
     q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     products = attention = 0
     for layer in model.layers:
@@ -58,6 +58,6 @@ def doubling_context(model: ModelConfig) -> float:
             products += 6 * model.hidden_size * (moe.top_k * moe.intermediate_size + moe.shared_intermediate_size)
         else:
             products += 6 * model.hidden_size * model.intermediate_size
-        if layer.attention is AttentionKind.FULL:
+        if not layer.attention.forgets:
             attention += 4 * q_size
     return products / attention if attention else math.inf

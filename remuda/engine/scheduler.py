@@ -12,12 +12,12 @@ from operator import attrgetter
 import msgspec
 
 from remuda.config.engine import EngineConfig
-from remuda.config.kv_groups import kv_groups
 from remuda.engine.cohorts import DecodeCohorts
 from remuda.engine.kv.manager import KVCacheManager
 from remuda.engine.prefill import PrefillSizer
 from remuda.engine.queue import WaitingQueue
 from remuda.engine.sequence import Sequence, Status
+from remuda.kv.groups import longest_in_pages
 from remuda.protocol.errors import ConfigError
 from remuda.protocol.step import NewSequence, PageGrant, StepPlan
 
@@ -49,7 +49,7 @@ class _Draft:
         self.prompts: list[Sequence] = []  # rows that prefill
         self.new: list[NewSequence] = []
         self.grants: list[PageGrant] = []
-        self.crossed: list[Sequence] = []  # left an attention chunk behind: pages to give back once the plan stands
+        self.crossed: list[Sequence] = []  # past a border of what they see: pages to give back once the plan stands
         self.victims: list[Sequence] | None = None  # running sequences by order, latest last; made when needed
         self.preempted = False
         self.tokens = tokens  # still allowed in this plan
@@ -66,10 +66,9 @@ class Scheduler:
         self._stages = config.parallel.pipeline_parallel_size
         self.steps_in_flight = limits.steps_in_flight or self._stages + 1
         self._max_unseen = -(-self.steps_in_flight // self._stages)
-        self.kv = KVCacheManager(
-            kv_groups(config.model), num_pages, config.cache.block_size, config.cache.enable_prefix_caching
-        )
-        self.longest_sequence = self.kv.longest_sequence(limits.max_model_len)
+        groups, block_size = config.model.kv_groups, config.cache.block_size
+        self.kv = KVCacheManager(groups, num_pages, block_size, config.cache.enable_prefix_caching)
+        self.longest_sequence = longest_in_pages(groups, num_pages - 1, block_size, limits.max_model_len)
         if self.longest_sequence < 2:
             raise ConfigError(f"{num_pages - 1} KV pages do not hold one sequence: give the cache more memory")
         self.waiting = WaitingQueue(limits.max_waiting)
@@ -260,7 +259,7 @@ class Scheduler:
         )
 
     def _make_room(self, draft: _Draft, seq: Sequence, end: int) -> bool:
-        """A decoding sequence needs a page or has reached the border of an attention chunk."""
+        """A decoding sequence needs a page or has reached a border of what it sees."""
         while self.kv.room(seq.table) < end:
             if not self._preempt_later_than(draft, seq):
                 return False

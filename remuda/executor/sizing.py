@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from remuda.config.engine import EngineConfig
-from remuda.config.kv_groups import kv_groups
-from remuda.engine.kv.manager import KVCacheManager
+from remuda.kv.groups import pages_of_sequence
 from remuda.parallel.topology import node_of
 from remuda.protocol.errors import ConfigError
 from remuda.protocol.step import MemoryReport
 
 
-def pages_per_sequence(config: EngineConfig) -> int:
-    """Pages that one sequence of max_model_len holds at its widest: the engine's own count."""
-    accounting = KVCacheManager(kv_groups(config.model), 2, config.cache.block_size)
-    return accounting.pages_of(config.scheduler.max_model_len)
-
-
 def most_useful_pages(config: EngineConfig) -> int:
     """Every slot at max_model_len, what one step writes on top of that, and the null page."""
-    scheduler, groups = config.scheduler, len(kv_groups(config.model))
-    step = groups * -(-scheduler.max_num_batched_tokens // config.cache.block_size)
-    return scheduler.max_num_seqs * pages_per_sequence(config) + step + 1
+    scheduler, groups, block_size = config.scheduler, config.model.kv_groups, config.cache.block_size
+    step = len(groups) * -(-scheduler.max_num_batched_tokens // block_size)
+    return scheduler.max_num_seqs * pages_of_sequence(groups, scheduler.max_model_len, block_size) + step + 1
 
 
 def agree_on_pages(config: EngineConfig, reports: list[MemoryReport]) -> int:
     """Pages for every rank, the null page included. Raises ConfigError with a table if one sequence does not fit."""
-    needed = pages_per_sequence(config) + 1
+    length, block_size = config.scheduler.max_model_len, config.cache.block_size
+    needed = pages_of_sequence(config.model.kv_groups, length, block_size) + 1
     if config.cache.num_pages_override is not None:
         pages = config.cache.num_pages_override
     else:

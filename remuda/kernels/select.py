@@ -41,7 +41,7 @@ def torch_table() -> KernelTable:
         embedding=embedding,
         make_rope_angles=RopeAngles,
         query_temperature=query_temperature,
-        attention=lambda layout: attention,
+        attention=lambda layout, window=None: attention,
         route_sigmoid=route_sigmoid,
         route_softmax=route_softmax,
         make_linear=Linear,
@@ -67,8 +67,8 @@ def native_table() -> KernelTable:
     torch = torch_table()
     attention = AttentionKernels(rope_kv, paged_attention)
 
-    def attention_for(layout: HeadLayout) -> AttentionKernels:
-        return attention if serves(layout.head_dim) else torch.attention(layout)
+    def attention_for(layout: HeadLayout, window: int | None = None) -> AttentionKernels:
+        return attention if serves(layout.head_dim, window) else torch.attention(layout, window)
 
     return replace(
         torch,

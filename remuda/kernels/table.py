@@ -72,11 +72,20 @@ class RopeKV(Protocol):
 
 class PagedAttention(Protocol):
     def __call__(
-        self, q_TQD: Tensor, k: Tensor, v: Tensor, batch: BatchView, group: int, chunk: int | None, scale: float
+        self,
+        q_TQD: Tensor,
+        k: Tensor,
+        v: Tensor,
+        batch: BatchView,
+        group: int,
+        chunk: int | None,
+        scale: float,
+        window: int | None = None,
     ) -> Tensor:
         """Causal attention of every row over its pages k, v [P, K, B, D] -> [T, Q, D].
 
-        With ``chunk`` a query at position p sees only keys of positions p // chunk * chunk ... p.
+        With ``chunk`` a query at position p sees only keys of positions p // chunk * chunk ... p, with ``window`` only
+        those of positions p - window + 1 ... p.
         """
         ...
 
@@ -87,6 +96,12 @@ class AttentionKernels:
 
     rope_kv: RopeKV
     paged_attention: PagedAttention
+
+
+class ChooseAttention(Protocol):
+    def __call__(self, layout: HeadLayout, window: int | None = None) -> AttentionKernels:
+        """What serves layers of this layout that see a window of so many positions, if any."""
+        ...
 
 
 class Linear(Protocol):
@@ -160,8 +175,7 @@ class KernelTable:
     make_rope_angles: Callable[[int, float, RopeScaling | None, Any], Callable[[Tensor], Tensor]]
     # (positions_T, floor, scale) -> float32 [T]: 1 + scale * ln(1 + floor((position + 1) / floor))
     query_temperature: Callable[[Tensor, float, float], Tensor]
-    # What serves layers of this layout: decided when a layer is bound.
-    attention: Callable[[HeadLayout], AttentionKernels]
+    attention: ChooseAttention  # decided when a layer is bound
     # (logits_TE, top_k) -> (expert_Tk int64, weight_Tk float32): the best logits and their sigmoids
     route_sigmoid: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     # (logits_TE, top_k, renormalize): the best of the softmax (in float32), which may be made to add up to 1

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig
-from remuda.config.kv_groups import pages_of_sequence
 from remuda.config.model import ModelConfig
 from remuda.config.resolve import resolve_engine
 from remuda.executor.sizing import most_useful_pages
 from remuda.hub.source import HubOptions, find_model
+from remuda.kv.groups import longest_in_pages
 from remuda.models.registry import read_model_config
-from remuda.planner.host import free_host_bytes
+from remuda.planner.host import free_host_bytes, kv_bytes_of_rank
 from remuda.planner.layout import check_tensor_parallel
 from remuda.planner.memory import StageMemory, check_weights_fit, plan_memory
 from remuda.planner.partition import partition_layers
@@ -82,19 +81,13 @@ def longest_sequence(model: ModelConfig, parallel: ParallelConfig, cache: CacheC
     largest_page = max(stage.page_bytes for stage in plan_memory(model, parallel, cache.block_size))
     pages = cache.num_pages_override or kv_bytes_per_rank(model, parallel, cache) // largest_page
     size, limit = cache.block_size, model.max_position_embeddings
-
-    def needed(length: int) -> int:
-        return pages_of_sequence(model, length, step_tokens, size)
-
-    if needed(limit) < pages:  # page 0 belongs to nobody
-        return limit
-    blocks = bisect_right(range(1, limit // size + 1), pages - 1, key=lambda count: needed(count * size))
-    if not blocks:
+    longest = longest_in_pages(model.kv_groups, pages - 1, size, limit, step_tokens)  # page 0 is nobody's
+    if not longest:
         raise ConfigError(
             f"the KV cache has room for {pages} pages of {size} tokens, not enough for one sequence: raise "
             "--kv-cache-memory-bytes or --gpu-memory-utilization"
         )
-    return blocks * size
+    return longest
 
 
 def kv_bytes_per_rank(model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig) -> int:
@@ -103,8 +96,8 @@ def kv_bytes_per_rank(model: ModelConfig, parallel: ParallelConfig, cache: Cache
         return cache.kv_cache_memory_bytes
     here = stages_of_this_node(model, parallel, cache.block_size)
     weights = sum(stage.weight_bytes for stage in here) * parallel.tensor_parallel_size
-    left = (free_host_bytes() - weights) * cache.memory_utilization * _CERTAINTY
-    return max(0, int(left)) // (len(here) * parallel.tensor_parallel_size)
+    left = (free_host_bytes() - weights) * _CERTAINTY
+    return kv_bytes_of_rank(left, cache.memory_utilization, len(here) * parallel.tensor_parallel_size)
 
 
 def stages_of_this_node(model: ModelConfig, parallel: ParallelConfig, block_size: int) -> list[StageMemory]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remuda.config.model import AttentionKind
 from remuda.kernels.table import HeadLayout, HeadNorm, KernelTable
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.batch import ForwardBatch
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Attention(Layer):
-    """Grouped-query attention of global layer `index`, full or chunked-local, with or without rope.
+    """Grouped-query attention of global layer `index`, of any kind in `kv/specs.py`, with or without rope.
 
     `group` and `depth` say where its keys and values live: table `group` of the batch, tensors `depth` of the stage.
     """
@@ -32,14 +31,14 @@ class Attention(Layer):
         self.heads = HeadLayout(self.qkv.num_heads, self.qkv.num_kv_heads, config.head_dim, config.rope_interleaved)
         self.group = group
         self.depth = depth
-        self.chunk = config.attention_chunk if layer.attention is AttentionKind.CHUNKED else None
+        self.chunk, self.window = layer.attention.chunk, layer.attention.window
         self.rope = layer.rope
         self.tuned = layer.temperature_tuning
         self.norm = HeadNorm(config.rms_norm_eps) if layer.qk_norm else None
         self.scale = config.head_dim**-0.5
 
     def bind_own(self, kernels: KernelTable) -> None:
-        serving = kernels.attention(self.heads)
+        serving = kernels.attention(self.heads, self.window)
         self.rope_kv, self.paged_attention = serving.rope_kv, serving.paged_attention
 
     def __call__(
@@ -50,5 +49,5 @@ class Attention(Layer):
         angles_TD = cos_sin_TD if self.rope else None
         temperature_T = temperature_T if self.tuned else None
         q_TQD = self.rope_kv(qkv_TX, angles_TD, temperature_T, self.heads, batch, self.group, k, v, self.norm)
-        o_TQD = self.paged_attention(q_TQD, k, v, batch, self.group, self.chunk, self.scale)
+        o_TQD = self.paged_attention(q_TQD, k, v, batch, self.group, self.chunk, self.scale, self.window)
         return self.output(o_TQD.flatten(1))

@@ -33,7 +33,7 @@ class BuildContext:
 
     @property
     def dtype(self) -> str:
-        """What is computed in: a name of config/dtypes.py."""
+        """What is computed in: a name of protocol/dtypes.py."""
         return self.config.dtype
 
     def weight_dtype(self, quantized: bool) -> str:

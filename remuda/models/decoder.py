@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from remuda.config.kv_groups import group_of_layers
+from remuda.kv.groups import kv_places
 from remuda.layers.attention import Attention
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.batch import ForwardBatch
@@ -62,9 +62,10 @@ class Decoder(Model, SupportsPP):
         embeddings, shared = f"{prefix}.embed_tokens.weight", config.tie_word_embeddings
         if topology.is_first_stage:
             self.embed_tokens = VocabParallelEmbedding(context, embeddings)
+        places = kv_places(config.kv_groups, topology.first_layer, topology.last_layer)
         self.layers = [
             DecoderLayer(context, f"{prefix}.layers.{index}", index, place, feed_forward)
-            for index, place in zip(topology.layers, kv_places(context), strict=True)
+            for index, place in zip(topology.layers, places, strict=True)
         ]
         if topology.is_last_stage:
             self.norm = RMSNorm(context, f"{prefix}.norm", config.hidden_size, config.rms_norm_eps)
@@ -93,15 +94,3 @@ class Decoder(Model, SupportsPP):
     @property
     def vocab_shard(self) -> tuple[int, int]:
         return self.head.start, self.head.start + self.head.size
-
-
-def kv_places(context: BuildContext) -> list[tuple[int, int]]:
-    """(KV group, depth in this stage) of each of the stage's layers: depth counts the group's earlier layers here."""
-    groups = group_of_layers(context.config)
-    depths: dict[int, int] = {}
-    places = []
-    for index in context.topology.layers:
-        group, _ = groups[index]
-        places.append((group, depths.get(group, 0)))
-        depths[group] = depths.get(group, 0) + 1
-    return places

@@ -17,6 +17,11 @@ def free_host_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROU
     return free
 
 
+def kv_bytes_of_rank(free_bytes: float, memory_utilization: float, ranks_on_node: int) -> int:
+    """What a rank on a host may give to its KV pages: an equal share of what the weights leave free."""
+    return max(0, int(free_bytes * memory_utilization)) // ranks_on_node
+
+
 def _read_bytes(path: Path) -> int | None:
     try:
         return int(path.read_text())

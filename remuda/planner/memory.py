@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from remuda.config.engine import ParallelConfig
-from remuda.config.kv_groups import page_bytes
 from remuda.config.model import ModelConfig
+from remuda.kv.groups import stage_page
 from remuda.planner.layout import working_tensor_parallel_sizes
 from remuda.planner.partition import partition_layers
 from remuda.planner.weights import (
@@ -40,12 +40,13 @@ class StageMemory:
 
 def plan_memory(model: ModelConfig, parallel: ParallelConfig, block_size: int) -> list[StageMemory]:
     """One entry per stage of a resolved layout."""
+    tp_size, groups = parallel.tensor_parallel_size, model.kv_groups
     stages, first = [], 0
     for stage, count in enumerate(parallel.layer_partition):
         last = first + count
         weights = _stage_weights(model, parallel, first, last)
-        page = page_bytes(model, first, last, parallel.tensor_parallel_size, block_size)
-        stages.append(StageMemory(stage, first, last, weights, page))
+        page = stage_page(groups, model.kv_shape(tp_size), block_size, first, last)
+        stages.append(StageMemory(stage, first, last, weights, page.nbytes))
         first = last
     return stages
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from remuda.config.dtypes import CONVERTIBLE
+from remuda.protocol.dtypes import CONVERTIBLE
 from remuda.protocol.errors import CheckpointError
 from remuda.weights.checkpoint import Checkpoint, StoredTensor
 from remuda.weights.parameter import Parameter, Slice, region_shape

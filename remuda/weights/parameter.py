@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from remuda.config.dtypes import VALUE_BYTES
+from remuda.protocol.dtypes import VALUE_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class Parameter:
         self, shape: tuple[int, ...], dtype: str, slices: tuple[Slice, ...] | Callable[[], tuple[Slice, ...]]
     ) -> None:
         self.shape = shape
-        self.dtype = dtype  # a name of config/dtypes.py
+        self.dtype = dtype  # a name of protocol/dtypes.py
         self._slices = slices
         self._data: torch.Tensor | None = None
 

@@ -1,7 +1,7 @@
 """The pages of this rank's KV cache.
 
-P pages, K key/value heads of this rank, D head_dim. One (k, v) pair per *depth*: the position of a layer among the
-layers of its KV group that this stage holds. See `config/kv_groups.py`.
+P pages, K key/value heads of this rank, B block_size, D head_dim. A tuple of tensors per *depth*: the position of a
+layer among the layers of its KV group that this stage holds. See `kv/groups.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 
 from remuda.config.engine import CacheConfig
-from remuda.config.kv_groups import page_bytes, stage_depth
 from remuda.config.model import ModelConfig
+from remuda.kv.groups import StagePage, stage_page
 from remuda.parallel.topology import Topology
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,17 +25,22 @@ def compute_dtype(model: ModelConfig) -> torch.dtype:
 
 
 class KVPool:
-    """Tensors `kv[d] = (k, v)`, each [P, K, block_size, D], as `new_pages` makes them on the device: zeros, since
-    kernels rely on finite numbers. Page 0 is the null page: no sequence writes it."""
+    """The tensors that the layers' specs declare, such as `kv[d] = (k, v)`, each [P, K, B, D].
+
+    `new_pages` makes them on the device: zeros, since kernels rely on finite numbers. Page 0 is the null page: no
+    sequence writes it.
+    """
 
     def __init__(
         self, model: ModelConfig, cache: CacheConfig, topology: Topology, pages: int, new_pages: NewPages
     ) -> None:
-        depth = stage_depth(model, topology.first_layer, topology.last_layer)
-        shape = (pages, max(1, model.num_kv_heads // topology.tp_size), cache.block_size, model.head_dim)
-        dtype = compute_dtype(model)
-        self.kv = [(new_pages(shape, dtype), new_pages(shape, dtype)) for _ in range(depth)]
+        self.kv = [
+            tuple(new_pages((pages, *part.shape), _DTYPES[part.dtype]) for part in parts)
+            for parts in page_of(model, cache, topology).depths
+        ]
 
 
-def bytes_per_page(model: ModelConfig, cache: CacheConfig, topology: Topology) -> int:
-    return page_bytes(model, topology.first_layer, topology.last_layer, topology.tp_size, cache.block_size)
+def page_of(model: ModelConfig, cache: CacheConfig, topology: Topology) -> StagePage:
+    """What one page holds on this rank."""
+    shape = model.kv_shape(topology.tp_size)
+    return stage_page(model.kv_groups, shape, cache.block_size, topology.first_layer, topology.last_layer)

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from remuda.config.engine import EngineConfig
-from remuda.config.kv_groups import kv_groups
 from remuda.parallel.groups import Groups
 from remuda.parallel.topology import Topology, expert_range, node_of, node_ranks
 from remuda.protocol.errors import RemudaError
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import MemoryReport, NewSequence, PhaseProgress, StepPlan, StepResult
 from remuda.worker.devices import make_runner
-from remuda.worker.kv_pool import bytes_per_page
+from remuda.worker.kv_pool import page_of
 from remuda.worker.runner import AnyRunner
 from remuda.worker.state import BatchState
 
@@ -68,7 +67,7 @@ class Worker:
             weight_bytes=sizes.weight_bytes,
             checkpoint_bytes_read=sizes.checkpoint_bytes_read,
             kv_bytes_available=self.runner.kv_bytes_available(ranks_here) if available is None else available,
-            page_bytes=bytes_per_page(config.model, config.cache, self.topology),
+            page_bytes=page_of(config.model, config.cache, self.topology).nbytes,
             layers=list(self.topology.layers),
             experts=whole_experts(config, self.topology),
         )
@@ -81,7 +80,7 @@ class Worker:
         self.state = BatchState(
             slots=config.scheduler.max_num_seqs,
             max_tokens=config.scheduler.max_model_len,
-            groups=len(kv_groups(config.model)),
+            groups=len(config.model.kv_groups),
             block_size=config.cache.block_size,
         )
         self.runner.allocate(pages, self.state)
@@ -100,7 +99,7 @@ class Worker:
         """The same on every rank; slot 0 and the first pages, which later sequences overwrite."""
         vocab = self.config.model.vocab_size
         blocks = -(-(_SELF_TEST_TOKENS + 1) // self.config.cache.block_size)
-        groups = len(kv_groups(self.config.model))
+        groups = len(self.config.model.kv_groups)
         usable = self._pages - 1  # a tiny cache shares them: this only tests that a forward goes through
         pages = [[1 + (g * blocks + b) % usable for b in range(blocks)] for g in range(groups)]
         sequence = NewSequence(

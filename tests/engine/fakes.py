@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
-from remuda.config.kv_groups import kv_groups
-from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
+from remuda.config.model import LayerConfig, ModelConfig
 from remuda.engine.core import EngineCore
 from remuda.engine.ports import Executor, StartReport
+from remuda.kv.specs import AnyAttention, ChunkedLocal, FullAttention, SlidingWindow
 from remuda.protocol.request import EngineRequest, FinishReason, ImageInput, RequestOutput, TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import (
@@ -29,17 +29,17 @@ from remuda.protocol.step import (
 
 VOCAB = 97
 EOS = 2
-_KINDS = {"F": AttentionKind.FULL, "C": AttentionKind.CHUNKED}
 
 
-def tiny_model(layers: str = "CCCF", chunk: int = 12, vocab_size: int = VOCAB) -> ModelConfig:
-    """A model by the attention kinds of its layers: C chunked, F full."""
+def tiny_model(layers: str = "CCCF", chunk: int = 12, vocab_size: int = VOCAB, window: int = 7) -> ModelConfig:
+    """A model by the attention kinds of its layers: C chunked, F full, W sliding window."""
+    kinds: dict[str, AnyAttention] = {"F": FullAttention(), "C": ChunkedLocal(chunk), "W": SlidingWindow(window)}
     return ModelConfig(
         path="", architecture="Fake", dtype="float32", checkpoint_dtype="float32", hidden_size=64, num_heads=4,
         num_kv_heads=2, head_dim=16, intermediate_size=128, vocab_size=vocab_size, max_position_embeddings=1 << 20,
         rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, rope_interleaved=True,
-        layers=tuple(LayerConfig(_KINDS[kind], True, False, False, False) for kind in layers),
-        attention_chunk=chunk if "C" in layers else None, temperature_floor=0.0, temperature_scale=0.0,
+        layers=tuple(LayerConfig(kinds[kind], True, False, False, False) for kind in layers),
+        temperature_floor=0.0, temperature_scale=0.0,
         tie_word_embeddings=False, moe=None, vision=None, image_tokens=None, quant=None, bos_token_id=None,
         eos_token_ids=(EOS,),
     )  # fmt: skip
@@ -131,7 +131,7 @@ class FakeRanks:
     def __init__(
         self, config: EngineConfig, pages: int, *, rng: random.Random | None = None, immediate: bool = False
     ) -> None:
-        self.groups = kv_groups(config.model)
+        self.groups = config.model.kv_groups
         self.block_size = config.cache.block_size
         self.limits = config.scheduler
         self.pages = pages
@@ -202,8 +202,7 @@ class FakeRanks:
     def _check_context(self, state: _Slot) -> None:
         """Every position that the next token reads must be in its page, written with the right history."""
         for group, pages in zip(self.groups, state.pages, strict=True):
-            first = state.computed // group.chunk * group.chunk if group.chunk else 0
-            for position in range(first, state.computed):
+            for position in range(group.spec.first_visible(state.computed), state.computed):
                 page = pages[position // self.block_size]
                 assert page != 0, f"position {position} was released too early"
                 found = self._cells.get((page, position % self.block_size))

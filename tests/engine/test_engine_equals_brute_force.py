@@ -71,8 +71,9 @@ def check_outcome(req: EngineRequest, outcome: Outcome, longest: int) -> None:
 @settings(max_examples=400, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    layers=st.sampled_from(["CCCF", "CCCF", "F", "C", "CF", "CCCFCCCF"]),
+    layers=st.sampled_from(["CCCF", "CCCF", "F", "C", "CF", "CCCFCCCF", "W", "WF", "CWF", "WWWWWF", "WCWCFF"]),
     chunk=st.integers(1, 21),
+    window=st.integers(1, 21),
     block_size=st.integers(1, 8),
     stages=st.integers(1, 4),
     depth=st.integers(0, 7),
@@ -84,16 +85,16 @@ def check_outcome(req: EngineRequest, outcome: Outcome, longest: int) -> None:
     immediate=st.booleans(),
 )
 def test_random_layouts(
-    seed: int, layers: str, chunk: int, block_size: int, stages: int, depth: int, batch_tokens: int,
+    seed: int, layers: str, chunk: int, window: int, block_size: int, stages: int, depth: int, batch_tokens: int,
     chunk_cap: int | None, spare_pages: int, caching: bool, policy: str, immediate: bool,
 ) -> None:  # fmt: skip
     rng = random.Random(seed)
     config = engine_config(
-        tiny_model(layers, chunk), block_size=block_size, stages=stages, caching=caching, max_model_len=48,
-        max_num_seqs=rng.randint(1, 6), max_num_batched_tokens=batch_tokens, max_prefill_chunk=chunk_cap,
-        steps_in_flight=depth, policy=policy,
+        tiny_model(layers, chunk, window=window), block_size=block_size, stages=stages, caching=caching,
+        max_model_len=48, max_num_seqs=rng.randint(1, 6), max_num_batched_tokens=batch_tokens,
+        max_prefill_chunk=chunk_cap, steps_in_flight=depth, policy=policy,
     )  # fmt: skip
-    groups = {"CCCF": 4, "F": 1, "C": 1, "CF": 2, "CCCFCCCF": 4}[layers]
+    groups = len(config.model.kv_groups)
     # At 0 spare pages one longest sequence fits even if nothing is released; below that, only shorter ones do.
     pages = 1 + max(3 * groups, groups * -(-48 // block_size) + spare_pages)
     ranks = FakeRanks(config, pages, rng=None if immediate else rng, immediate=immediate)
@@ -108,10 +109,15 @@ def test_random_layouts(
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), stages=st.integers(1, 3), pages=st.integers(30, 90))
-def test_random_arrivals_aborts_and_cache_resets(seed: int, stages: int, pages: int) -> None:
+@given(
+    seed=st.integers(0, 2**32),
+    layers=st.sampled_from(["CCCF", "CWWF"]),
+    stages=st.integers(1, 3),
+    pages=st.integers(30, 90),
+)
+def test_random_arrivals_aborts_and_cache_resets(seed: int, layers: str, stages: int, pages: int) -> None:
     rng = random.Random(seed)
-    config = engine_config(tiny_model("CCCF", 10), block_size=3, stages=stages, max_model_len=64, max_waiting=1000)
+    config = engine_config(tiny_model(layers, 10), block_size=3, stages=stages, max_model_len=64, max_waiting=1000)
     ranks = FakeRanks(config, pages, rng=rng)
     core = core_over(config, ranks)
     requests = random_requests(rng, 25, 20)

@@ -1,13 +1,13 @@
-"""Chunked-local layers give their pages back: what a long sequence holds, and how much wider a batch gets by it."""
+"""Layers that forget give their pages back: what a long sequence holds, and how much wider a batch gets by it."""
 
 from __future__ import annotations
 
 import pytest
 
-from remuda.config.kv_groups import KVGroup
-from remuda.config.model import AttentionKind
 from remuda.engine.core import EngineCore
 from remuda.engine.kv.manager import KVCacheManager
+from remuda.kv.groups import KVGroup
+from remuda.kv.specs import ChunkedLocal, FullAttention, SlidingWindow
 from tests.engine.fakes import CountingRanks, FakeRanks, core_over, engine_config, request, run_step, tiny_model
 
 BLOCK, CHUNK = 4, 16
@@ -61,10 +61,13 @@ def test_the_same_memory_carries_a_wider_batch() -> None:
     assert steps["CCCFCCCF"] < steps["FFFFFFFF"] / 3
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 4, 7, 8, 16, 30])
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 16, 30])
+@pytest.mark.parametrize("kind", [ChunkedLocal, SlidingWindow])
 @pytest.mark.parametrize("block_size", [1, 4, 5, 16])
-def test_a_page_goes_back_exactly_when_its_last_position_is_past(chunk: int, block_size: int) -> None:
-    groups = (KVGroup(AttentionKind.FULL, None, (0,)), KVGroup(AttentionKind.CHUNKED, chunk, (1,)))
+def test_a_page_goes_back_exactly_when_its_last_position_is_past(
+    kind: type[ChunkedLocal] | type[SlidingWindow], size: int, block_size: int
+) -> None:
+    groups = (KVGroup(FullAttention(), (0,)), KVGroup(kind(size), (1,)))
     manager = KVCacheManager(groups, 1000, block_size)
     table = manager.new_table()
     widest = 0
@@ -72,13 +75,14 @@ def test_a_page_goes_back_exactly_when_its_last_position_is_past(chunk: int, blo
         if position + 1 >= table.work_at:
             manager.grow(table, position + 1)
             manager.trim(table, position + 1)
-        first_seen = (position + 1) // chunk * chunk
+        is_chunk = kind is ChunkedLocal
+        first_seen = (position + 1) // size * size if is_chunk else max(0, position + 2 - size)
         for block, page in enumerate(table.pages[1]):
             assert (page != 0) == ((block + 1) * block_size > first_seen)
         assert manager.held(table) == sum(page != 0 for pages in table.pages for page in pages)
         widest = max(widest, manager.held(table) - table.blocks)
         assert manager.held(table) <= manager.pages_of(position + 1)
-    assert widest <= -(-chunk // block_size) + 1
+    assert widest <= -(-size // block_size) + 1
     manager.release(table)
     manager.check([table])
     assert manager.pool.used == 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Collection
+
+import pytest
+
 from remuda.config.engine import EngineConfig
-from remuda.config.kv_groups import kv_groups
 from remuda.engine.core import EngineCore
 from remuda.engine.kv.manager import KVCacheManager
 from remuda.engine.kv.prefix import BlockHasher
@@ -75,11 +79,29 @@ def test_prompt_logprobs_compute_every_position_but_leave_the_cache_warm() -> No
     assert cached(core, request("c", PROMPT)) == 40
 
 
-def lose_blocks(manager: KVCacheManager, chain: list[bytes], group: int, blocks: int) -> None:
-    """Have the first `blocks` blocks of `group` evicted, and nothing else."""
-    pool = manager.pool
-    found = {(g, block): pool.find(g, digest) for g in range(4) for block, digest in enumerate(chain[1:])}
-    kept = [page for (g, block), page in found.items() if page is not None and (g != group or block >= blocks)]
+def computed_and_released(manager: KVCacheManager) -> list[bytes]:
+    """Have PROMPT in the cache, and nobody holding it; its digest chain."""
+    table = manager.new_table()
+    manager.grow(table, len(PROMPT))
+    manager.cache_blocks(table, PROMPT, [], "", len(PROMPT))
+    manager.release(table)
+    return table.chain
+
+
+def hit(manager: KVCacheManager, prompt: list[int]) -> int:
+    """Tokens of `prompt` that the cache holds."""
+    table = manager.new_table()
+    length = manager.match(table, prompt, [], "")
+    manager.check([table])
+    manager.release(table)
+    return length
+
+
+def lose_blocks(manager: KVCacheManager, chain: list[bytes], group: int, blocks: Collection[int]) -> None:
+    """Have these blocks of `group` evicted, and nothing else."""
+    pool, groups = manager.pool, len(manager.new_table().pages)
+    found = {(g, block): pool.find(g, digest) for g in range(groups) for block, digest in enumerate(chain[1:])}
+    kept = [page for (g, block), page in found.items() if page is not None and (g != group or block not in blocks)]
     for page in kept:
         pool.share(page)
     taken = pool.take(pool.available)
@@ -88,25 +110,46 @@ def lose_blocks(manager: KVCacheManager, chain: list[bytes], group: int, blocks:
 
 
 def test_a_chunked_group_needs_only_the_blocks_of_the_current_chunk() -> None:
-    manager = KVCacheManager(kv_groups(tiny_model("CCCF", chunk=16)), 100, block_size=4)
-    table = manager.new_table()
-    manager.grow(table, len(PROMPT))  # 41 tokens: chunks start at 0, 16, 32
-    manager.cache_blocks(table, PROMPT, [], "", len(PROMPT))
-    manager.release(table)
-    lose_blocks(manager, table.chain, group=1, blocks=8)
+    manager = KVCacheManager(tiny_model("CCCF", chunk=16).kv_groups, 100, block_size=4)
+    chain = computed_and_released(manager)  # 41 tokens: chunks start at 0, 16, 32
+    lose_blocks(manager, chain, group=1, blocks=range(8))
+    assert hit(manager, PROMPT) == 40  # positions below 32 are past for a token at 40
+    assert hit(manager, [*PROMPT[:33], 1]) == 32  # at the border of a chunk no local block is needed
+    assert hit(manager, [*PROMPT[:30], 1, 1]) == 16  # 28, 24 and 20 need blocks that are lost
+    lose_blocks(manager, chain, group=0, blocks=range(3))
+    assert hit(manager, PROMPT) == 0  # the full group needs them all
 
-    def hit(prompt: list[int]) -> int:
-        other = manager.new_table()
-        length = manager.match(other, prompt, [], "")
-        manager.check([other])
-        manager.release(other)
-        return length
 
-    assert hit(PROMPT) == 40  # positions below 32 are past for a token at 40
-    assert hit([*PROMPT[:33], 1]) == 32  # at the border of a chunk no local block is needed
-    assert hit([*PROMPT[:30], 1, 1]) == 16  # 28, 24 and 20 need blocks that are lost
-    lose_blocks(manager, table.chain, group=0, blocks=3)
-    assert hit(PROMPT) == 0  # the full group needs them all
+def test_a_window_needs_only_the_last_blocks() -> None:
+    manager = KVCacheManager(tiny_model("WF", window=9).kv_groups, 100, block_size=4)
+    chain = computed_and_released(manager)
+    lose_blocks(manager, chain, group=1, blocks=range(7))
+    assert hit(manager, PROMPT) == 40  # a token at 40 sees 32 ... 40
+    assert hit(manager, [*PROMPT[:37], 1]) == 36  # 28 ... 36
+    assert hit(manager, [*PROMPT[:33], 1]) == 0  # 24 ... 32, and 24 is lost; so is what shorter prefixes need
+    lose_blocks(manager, chain, group=0, blocks=range(3))
+    assert hit(manager, PROMPT) == 0
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_longest_prefix_is_found_whatever_is_lost(seed: int) -> None:
+    rng = random.Random(seed)
+    model = tiny_model("FCW", chunk=rng.randint(1, 20), window=rng.randint(1, 20))
+    manager = KVCacheManager(model.kv_groups, 200, block_size=rng.randint(1, 5))
+    size = manager.block_size
+    chain = computed_and_released(manager)
+    for g, share in enumerate((0.05, 0.4, 0.4)):
+        lose_blocks(manager, chain, g, [block for block in range(len(chain) - 1) if rng.random() < share])
+
+    def complete(blocks: int) -> bool:
+        return all(
+            manager.pool.find(g, chain[block + 1]) is not None
+            for g, group in enumerate(model.kv_groups)
+            for block in range(group.spec.first_visible(blocks * size) // size, blocks)
+        )
+
+    longest = max(blocks for blocks in range((len(PROMPT) - 1) // size + 1) if complete(blocks))
+    assert hit(manager, PROMPT) == longest * size
 
 
 def test_resetting_forgets_prefixes_but_not_running_requests() -> None:

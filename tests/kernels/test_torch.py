@@ -59,22 +59,25 @@ ROWS = {
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-@pytest.mark.parametrize("chunk", [None, 8, 13])
+@pytest.mark.parametrize(
+    ("chunk", "window"), [(None, None), (8, None), (13, None), (None, 1), (None, 8), (None, 13), (None, 99)]
+)
 @pytest.mark.parametrize("block_size", [4, 5])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 3), (4, 1)])
 def test_paged_attention(
-    rows: list[tuple[int, int]], chunk: int | None, block_size: int, heads: int, kv_heads: int
+    rows: list[tuple[int, int]], chunk: int | None, window: int | None, block_size: int, heads: int, kv_heads: int
 ) -> None:
     batch, width = Batch(rows, block_size), 8
     k, v = normal(64, kv_heads, block_size, width, seed=1), normal(64, kv_heads, block_size, width, seed=2)
     q_TQD = normal(sum(queries for _, queries in rows), heads, width, seed=3)
-    got = attention.paged_attention(q_TQD, k, v, batch, 0, chunk, 0.3)
+    got = attention.paged_attention(q_TQD, k, v, batch, 0, chunk, 0.3, window)
     token = 0
     for row, (context, queries) in enumerate(rows):
         place = [(batch.table[row][p // block_size], p % block_size) for p in range(context)]
         keys, values = (torch.stack([pages[page, :, at] for page, at in place]) for pages in (k, v))
         for position in range(context - queries, context):
             first = 0 if chunk is None else position // chunk * chunk
+            first = first if window is None else max(0, position - window + 1)
             for head in range(heads):
                 shared = head * kv_heads // heads
                 scores = keys[first : position + 1, shared] @ q_TQD[token, head] * 0.3
@@ -83,14 +86,17 @@ def test_paged_attention(
             token += 1
 
 
-def test_attention_never_reads_what_a_past_chunk_left_in_the_table() -> None:
-    """Entries before the current chunk are stale: pages that another sequence owns by now."""
+@pytest.mark.parametrize(("chunk", "window"), [(16, None), (None, 3)])
+def test_attention_never_reads_what_was_given_back_but_is_still_in_the_table(
+    chunk: int | None, window: int | None
+) -> None:
+    """Entries before what is visible are stale: pages that another sequence owns by now."""
     batch, k, v = Batch([(19, 1), (21, 3)], 4), normal(64, 2, 4, 8), normal(64, 2, 4, 8, seed=1)
     q_TQD = normal(4, 4, 8, seed=2)
-    want = attention.paged_attention(q_TQD, k, v, batch, 0, 16, 0.3)
+    want = attention.paged_attention(q_TQD, k, v, batch, 0, chunk, 0.3, window)
     batch.tables_GSB[:, :, :4] = 0
     batch.plans.clear()
-    assert torch.equal(attention.paged_attention(q_TQD, k, v, batch, 0, 16, 0.3), want)
+    assert torch.equal(attention.paged_attention(q_TQD, k, v, batch, 0, chunk, 0.3, window), want)
 
 
 @pytest.mark.parametrize("interleaved", [True, False])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from remuda.config.kv_groups import kv_groups, stage_depth
 from remuda.config.model import ModelConfig
+from remuda.kv.groups import stage_page
 from remuda.layers.batch import ForwardBatch
 from remuda.models.interfaces import Model
 from remuda.models.registry import build_model, read_model_config
@@ -43,7 +43,7 @@ class Replica:
     ) -> None:  # fmt: skip
         self.config: ModelConfig = read_model_config(path, dtype)
         self.block_size = block_size
-        self.groups = kv_groups(self.config)
+        self.groups = self.config.kv_groups
         partition = partition or (self.config.num_layers,)
         self.stages: list[list[Model]] = []
         self.kv = []
@@ -56,11 +56,9 @@ class Replica:
                 topology = Topology(tp, len(partition), rank, stage, first, first + count, self.config.num_layers, ep)
                 model = build_model(self.config, topology, ThreadComm(rank, box, barrier))  # type: ignore[arg-type]
                 model.load()
-                depth = stage_depth(self.config, first, first + count)
-                heads = max(1, self.config.num_kv_heads // tp)
-                shape = (pages, heads, block_size, self.config.head_dim)
-                make = lambda: torch.zeros(shape, dtype=getattr(torch, dtype))  # noqa: B023, E731
-                pools.append([(make(), make()) for _ in range(depth)])
+                page = stage_page(self.groups, self.config.kv_shape(tp), block_size, first, first + count)
+                make = lambda part: torch.zeros(pages, *part.shape, dtype=getattr(torch, part.dtype))  # noqa: E731
+                pools.append([tuple(map(make, parts)) for parts in page.depths])
                 ranks.append(model)
             self.stages.append(ranks)
             self.kv.append(pools)

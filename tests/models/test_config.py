@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from remuda.config.model import AttentionKind, ImageTokens, ModelConfig, MoEConfig, RopeScaling
+from remuda.config.model import ImageTokens, ModelConfig, MoEConfig, RopeScaling
+from remuda.kv.specs import ChunkedLocal, FullAttention
 from remuda.models.llama.tiny import llama3_config
 from remuda.models.llama4.tiny import maverick_config, maverick_text_config, scout_config
 from remuda.models.registry import read_model_config
@@ -40,7 +41,7 @@ def test_maverick_with_its_omissions(tmp_path: Path) -> None:
     assert [layer.moe for layer in model.layers] == [False, True] * 4
     assert [layer.rope for layer in model.layers] == [True, True, True, False] * 2
     assert [layer.temperature_tuning for layer in model.layers] == [False, False, False, True] * 2
-    assert {layer.attention for layer in model.layers if layer.rope} == {AttentionKind.CHUNKED}
+    assert {layer.attention for layer in model.layers if layer.rope} == {ChunkedLocal(64)}
     assert not any(layer.qk_norm for layer in model.layers)
     assert model.moe == MoEConfig(8, 1, 128, 128) and model.rope_scaling is None and model.dtype == "bfloat16"
     assert model.image_tokens == ImageTokens(1080, 1081, 1090, 1092, 1084, 1085)
@@ -70,7 +71,7 @@ def test_an_empty_list_means_the_default(tmp_path: Path) -> None:
 
 def test_without_chunks_every_layer_is_full(tmp_path: Path) -> None:
     model = read(tmp_path, MAVERICK, text(attention_chunk_size=None))
-    assert {layer.attention for layer in model.layers} == {AttentionKind.FULL}
+    assert {layer.attention for layer in model.layers} == {FullAttention()}
 
 
 def test_what_transformers_5_writes_reads_the_same(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
-from remuda.config.model import AttentionKind, ImageTokens, LayerConfig, ModelConfig, VisionConfig
+from remuda.config.model import ImageTokens, LayerConfig, ModelConfig, VisionConfig
+from remuda.kv.specs import FullAttention
 from remuda.text.tokenizer import Tokenizer
 
 SPECIAL = (
@@ -71,7 +72,7 @@ def vision() -> VisionConfig:
 
 def model_config(path: Path) -> ModelConfig:
     id_of = tokenizers.Tokenizer.from_str(backend_json()).token_to_id
-    layer = LayerConfig(attention=AttentionKind.FULL, rope=True, qk_norm=False, temperature_tuning=False, moe=False)
+    layer = LayerConfig(attention=FullAttention(), rope=True, qk_norm=False, temperature_tuning=False, moe=False)
     images = ImageTokens(
         image_start=id_of("<|image_start|>"), image_end=id_of("<|image_end|>"), image=id_of("<|image|>"),
         patch=id_of("<|patch|>"), tile_x=id_of("<|tile_x_separator|>"), tile_y=id_of("<|tile_y_separator|>"),
@@ -80,7 +81,7 @@ def model_config(path: Path) -> ModelConfig:
         path=str(path), architecture="Llama4ForConditionalGeneration", dtype="float32", checkpoint_dtype="float32",
         hidden_size=8, num_heads=1, num_kv_heads=1, head_dim=8, intermediate_size=8, vocab_size=tokenizer().vocab_size,
         max_position_embeddings=4096, rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, rope_interleaved=True,
-        layers=(layer,), attention_chunk=None, temperature_floor=1.0, temperature_scale=0.0, tie_word_embeddings=False,
+        layers=(layer,), temperature_floor=1.0, temperature_scale=0.0, tie_word_embeddings=False,
         moe=None, vision=vision(), image_tokens=images, quant=None, bos_token_id=id_of("<|begin_of_text|>"),
         eos_token_ids=(id_of("<|eot|>"),), generation_defaults={"temperature": 0.6, "top_p": 0.9},
     )  # fmt: skip

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
-from remuda.config.kv_groups import group_of_layers, kv_groups
-from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
+from remuda.config.model import LayerConfig, ModelConfig
+from remuda.kv.groups import kv_places
+from remuda.kv.specs import AnyAttention, ChunkedLocal, FullAttention
 from remuda.layers.base import BuildContext
 from remuda.layers.batch import ForwardBatch
-from remuda.models.decoder import kv_places
 from remuda.models.interfaces import Model, SupportsPP
 from remuda.parallel.p2p import Tokens
 from remuda.weights.loader import LoadReport, Progress
@@ -22,12 +22,12 @@ HIDDEN, HEADS, HEAD_DIM = 8, 2, 4  # HEADS * HEAD_DIM == HIDDEN: a page's cell h
 
 def model_config(layers: str = "CCCF", chunk: int = 10, vocab_size: int = 50) -> ModelConfig:
     """C: chunked attention, F: full."""
-    kinds = {"C": AttentionKind.CHUNKED, "F": AttentionKind.FULL}
+    kinds: dict[str, AnyAttention] = {"C": ChunkedLocal(chunk), "F": FullAttention()}
     return ModelConfig(
         path="", architecture="Fake", dtype="float32", checkpoint_dtype="float32", hidden_size=HIDDEN,
         num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, intermediate_size=8, vocab_size=vocab_size,
         max_position_embeddings=4096, rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, rope_interleaved=True,
-        layers=tuple(LayerConfig(kinds[kind], True, False, False, False) for kind in layers), attention_chunk=chunk,
+        layers=tuple(LayerConfig(kinds[kind], True, False, False, False) for kind in layers),
         temperature_floor=1.0, temperature_scale=0.0, tie_word_embeddings=False, moe=None, vision=None,
         image_tokens=None, quant=None, bos_token_id=None, eos_token_ids=(),
     )  # fmt: skip
@@ -59,7 +59,7 @@ class FakeModel(Model, SupportsPP):
     def __init__(self, context: BuildContext) -> None:
         super().__init__(context)
         self._embedding, self._mixing, self._head = _weights(context.config.vocab_size)
-        self._groups = kv_groups(context.config)
+        self._groups = context.config.kv_groups
 
     def load(self, progress: Progress | None = None) -> LoadReport:
         return LoadReport(0, 0)
@@ -69,17 +69,19 @@ class FakeModel(Model, SupportsPP):
 
     def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         starts = batch.query_start_S1.tolist()
-        for layer, (group, depth) in zip(self.context.topology.layers, kv_places(self.context), strict=True):
+        stage = self.context.topology
+        places = kv_places(self._groups, stage.first_layer, stage.last_layer)
+        for layer, (group, depth) in zip(stage.layers, places, strict=True):
             k, v = batch.kv[depth]
             page_T, offset_T = batch.slots_GT[group] // batch.block_size, batch.slots_GT[group] % batch.block_size
             k[page_T, :, offset_T] = hidden_TH.view(-1, HEADS, HEAD_DIM)
             v[page_T, :, offset_T] = -hidden_TH.view(-1, HEADS, HEAD_DIM)
-            chunk = self._groups[group].chunk
+            spec = self._groups[group].spec
             result = torch.empty_like(hidden_TH)
             for row in range(len(starts) - 1):
                 for token in range(starts[row], starts[row + 1]):
                     position = int(batch.positions_T[token])
-                    first = position // chunk * chunk if chunk else 0
+                    first = spec.first_visible(position)
                     cells = [
                         -v[int(batch.tables_GSB[group, row, p // batch.block_size]), :, p % batch.block_size]
                         for p in range(first, position + 1)
@@ -102,13 +104,12 @@ class FakeModel(Model, SupportsPP):
 def brute_force_logits(config: ModelConfig, tokens: Sequence[int]) -> torch.Tensor:
     """Logits [T, V] at every position, from the whole sequence at once, without a cache."""
     embedding, mixing, head = _weights(config.vocab_size)
-    groups, places = kv_groups(config), group_of_layers(config)
     hidden_TH = embedding[torch.tensor(list(tokens))]
     for layer in range(config.num_layers):
-        chunk = groups[places[layer][0]].chunk
+        spec = config.layers[layer].attention
         rows = []
         for position in range(len(tokens)):
-            first = position // chunk * chunk if chunk else 0
+            first = spec.first_visible(position)
             rows.append(_mix(mixing[layer], hidden_TH[position], hidden_TH[first : position + 1]))
         hidden_TH = torch.stack(rows)
     return hidden_TH @ head

@@ -12,7 +12,7 @@ from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import NewSequence, PageGrant, StepPlan
 from remuda.worker.cpu.memory import pages_on_host
 from remuda.worker.inputs import build_batch, token_rows
-from remuda.worker.kv_pool import KVPool, bytes_per_page
+from remuda.worker.kv_pool import KVPool, page_of
 from remuda.worker.state import BatchState
 from tests.worker.fakes import engine_config, model_config
 
@@ -66,7 +66,7 @@ def test_untouched_pages_take_no_memory_and_hold_zeros() -> None:
 
     before = resident_kib()
     big = pool(pages=1_000_000)  # 512 MB
-    assert sum(k.nbytes + v.nbytes for k, v in big.kv) == 1_000_000 * bytes_per_page(CONFIG.model, CONFIG.cache, PLACE)
+    assert sum(k.nbytes + v.nbytes for k, v in big.kv) == 1_000_000 * page_of(CONFIG.model, CONFIG.cache, PLACE).nbytes
     assert resident_kib() - before < 20_000
     assert not big.kv[0][0][999_999].any()
 

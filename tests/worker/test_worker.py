@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from remuda.config.engine import EngineConfig
-from remuda.config.kv_groups import kv_groups
 from remuda.layers.base import BuildContext
 from remuda.models.interfaces import Model
 from remuda.parallel.collectives import SingleRank, Switchable
@@ -159,7 +158,7 @@ def _next_token(layers: int, tokens: tuple[int, ...]) -> int:
 @pytest.mark.parametrize("order", [one_by_one, overlapped])
 def test_random_plans_equal_brute_force(stages: tuple[int, ...], seed: int, order: Order, runner: Any) -> None:
     config = engine_config(model_config(), stages)
-    planner = RandomPlanner(seed, slots=6, groups=len(kv_groups(config.model)), block_size=4, pages=400, max_len=40)
+    planner = RandomPlanner(seed, slots=6, groups=len(config.model.kv_groups), block_size=4, pages=400, max_len=40)
     steps: list[tuple[StepPlan, list[Planned]]] = [planner.next_plan() for _ in range(30)]
     results = run_all(make_workers(config, runner), [plan for plan, _ in steps], order)
     next_token = greedy(config)
@@ -215,7 +214,7 @@ def test_prefix_that_is_cached_is_not_computed_again(runner: Any) -> None:
 def test_prompt_logprobs_are_those_of_the_whole_prompt_whatever_the_chunks(runner: Any) -> None:
     config = engine_config(model_config())
     prompt = [5, 6, 7, 8, 9, 10, 11]
-    pages = [[1 + 2 * g, 2 + 2 * g] for g in range(len(kv_groups(config.model)))]
+    pages = [[1 + 2 * g, 2 + 2 * g] for g in range(len(config.model.kv_groups))]
     expected = torch.log_softmax(brute_force_logits(config.model, prompt), dim=1)
     (worker,) = make_workers(config, runner)
     found = {}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from remuda.config.kv_groups import KVGroup
 from remuda.engine.kv.pool import NULL_PAGE, PagePool
 from remuda.engine.kv.prefix import BlockHasher
+from remuda.kv.groups import KVGroup, pages_of_sequence
+from remuda.kv.specs import NEVER
 from remuda.protocol.request import ImageInput
-
-NEVER = 1 << 62
 
 
 class PageTable:
@@ -22,7 +21,7 @@ class PageTable:
         self.blocks = 0
         self.first_live = [0] * num_groups  # per group: blocks before this one have been released
         self.work_at = 0  # the table needs attention when the next token to compute reaches this position:
-        self.border = 0  # either this one, where a chunk ends and `trim` has something to do, or the end of its pages
+        self.border = 0  # either this one, where `trim` has something to give back, or the end of its pages
         self.hashed = 0  # leading blocks offered to the prefix cache
         self.chain: list[bytes] = []  # digests: the root, then one per hashed or matched block
 
@@ -30,8 +29,9 @@ class PageTable:
 class KVCacheManager:
     """Allocates, releases, shares and caches the pages of all sequences.
 
-    Positions only grow: `grow` covers the next tokens with pages, `trim` gives back what a chunked group can no longer
-    see. A page given back may serve again in the *next* step plan, so the scheduler trims after it has built one.
+    Positions only grow: `grow` covers the next tokens with pages, `trim` gives back what a group will not see again, as
+    its spec says. A page given back may serve again in the *next* step plan, so the scheduler trims after it has built
+    one.
     """
 
     def __init__(self, groups: Sequence[KVGroup], num_pages: int, block_size: int, caching: bool = True) -> None:
@@ -39,34 +39,19 @@ class KVCacheManager:
         self.caching = caching
         self.pool = PagePool(num_pages, len(groups))
         self._num_groups = len(groups)
-        self._full = [g for g, group in enumerate(groups) if group.chunk is None]
-        self._chunked = [(g, group.chunk) for g, group in enumerate(groups) if group.chunk is not None]
-        self._chunks = sorted({chunk for _, chunk in self._chunked})
+        self._groups = tuple(groups)
+        self._keeping = [g for g, group in enumerate(groups) if not group.spec.forgets]
+        self._forgetting = [(g, group.spec) for g, group in enumerate(groups) if group.spec.forgets]
+        self._borders = tuple(
+            {spec for _, spec in self._forgetting}
+        )  # groups of one spec have theirs at the same positions
         self._hasher = BlockHasher(block_size)
 
     # ----------------------------------------------------------------------------------------------- sizes
 
-    def blocks_of(self, length: int) -> int:
-        return -(-length // self.block_size)
-
     def pages_of(self, length: int) -> int:
         """Upper bound of the pages that a sequence of `length` tokens holds while it grows token by token."""
-        blocks = self.blocks_of(length)
-        pages = len(self._full) * blocks
-        for _, chunk in self._chunked:
-            pages += min(blocks, self._blocks_touched(chunk))
-        return pages
-
-    def longest_sequence(self, limit: int) -> int:
-        """Tokens, at most `limit`, of the longest sequence that the whole cache can hold."""
-        if self.pages_of(limit) <= self.pool.num_pages - 1:
-            return limit
-        low, high = 0, self.blocks_of(limit)
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = self.pages_of(middle * self.block_size) <= self.pool.num_pages - 1
-            low, high = (middle, high) if fits else (low, middle)
-        return low * self.block_size
+        return pages_of_sequence(self._groups, length, self.block_size)
 
     def held(self, table: PageTable) -> int:
         """Pages that the table holds now."""
@@ -75,11 +60,6 @@ class KVCacheManager:
     def room(self, table: PageTable) -> int:
         """Positions that the table could cover with every page that is free now."""
         return (table.blocks + self.pool.available // self._num_groups) * self.block_size
-
-    def _blocks_touched(self, chunk: int) -> int:
-        """Most blocks that one attention chunk overlaps, wherever it starts."""
-        size = self.block_size
-        return chunk // size if chunk % size == 0 else (chunk + size - 2) // size + 1
 
     # ---------------------------------------------------------------------------------- growth and release
 
@@ -103,9 +83,9 @@ class KVCacheManager:
         return granted
 
     def trim(self, table: PageTable, position: int) -> None:
-        """Give back the pages of chunked groups that no token from `position` on can see."""
-        for g, chunk in self._chunked:
-            first = min(position // chunk * chunk // self.block_size, table.blocks)
+        """Give back the pages that no token from `position` on can see."""
+        for g, spec in self._forgetting:
+            first = min(spec.first_block(position, self.block_size), table.blocks)
             pages = table.pages[g]
             for block in range(table.first_live[g], first):
                 if pages[block] != NULL_PAGE:
@@ -129,7 +109,8 @@ class KVCacheManager:
     def _place(self, table: PageTable, position: int) -> None:
         """The next token to compute is at `position`: note where the table needs attention again."""
         if position >= table.border:
-            table.border = min(((position // chunk + 1) * chunk for chunk in self._chunks), default=NEVER)
+            size = self.block_size
+            table.border = min((spec.next_border(position, size) for spec in self._borders), default=NEVER)
         table.work_at = min(table.blocks * self.block_size + 1, table.border)
 
     # ---------------------------------------------------------------------------------------- prefix cache
@@ -137,8 +118,7 @@ class KVCacheManager:
     def match(self, table: PageTable, token_ids: Sequence[int], images: Sequence[ImageInput], cache_salt: str) -> int:
         """Fill an empty table with the longest cached prefix; returns its length in tokens.
 
-        At least one token is left to compute. Full groups need every block of the prefix, chunked ones only those of
-        the chunk that the next token lives in.
+        At least one token is left to compute. A group needs those blocks of the prefix that the next token may see.
         """
         if not self.caching:
             return 0
@@ -161,22 +141,22 @@ class KVCacheManager:
         return length
 
     def _first_needed(self, length: int) -> dict[int, int]:
-        """Per chunked group, the first block that a token at position `length` sees."""
-        return {g: length // chunk * chunk // self.block_size for g, chunk in self._chunked}
+        """Per group that forgets, the first block that a token at position `length` sees."""
+        return {g: spec.first_block(length, self.block_size) for g, spec in self._forgetting}
 
     def _longest_match(self, chain: list[bytes], blocks: int) -> int:
         find = self.pool.find
-        for g in self._full:
+        for g in self._keeping:
             for block in range(blocks):
                 if find(g, chain[block + 1]) is None:
                     blocks = block
                     break
         while (miss := self._last_miss(chain, blocks)) is not None:
-            blocks = miss  # every longer prefix whose current chunk includes the missing block fails as well
+            blocks = miss  # what is needed only grows towards shorter prefixes: those that hold this block fail as well
         return blocks
 
     def _last_miss(self, chain: list[bytes], blocks: int) -> int | None:
-        """The last block that a chunked group lacks for a prefix of `blocks` blocks."""
+        """The last block that a group which forgets lacks for a prefix of `blocks` blocks."""
         find = self.pool.find
         for g, first in self._first_needed(blocks * self.block_size).items():
             for block in range(blocks - 1, first - 1, -1):

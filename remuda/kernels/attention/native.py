@@ -8,9 +8,9 @@ from remuda.kernels.batch import BatchView
 from remuda.kernels.native import kv, runtime
 
 
-def serves(head_dim: int) -> bool:
-    """Whether C has been written for heads of this width; asked when a layer is bound."""
-    return head_dim % 16 == 0 and head_dim <= 256
+def serves(head_dim: int, window: int | None) -> bool:
+    """Whether C has been written for heads of this width, and for no window; asked when a layer is bound."""
+    return head_dim % 16 == 0 and head_dim <= 256 and window is None
 
 
 def paged_attention(
@@ -21,7 +21,9 @@ def paged_attention(
     group: int,
     chunk: int | None,
     scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
+    assert window is None
     if q_TQD.stride(1) != q_TQD.shape[2] or q_TQD.stride(2) != 1:
         q_TQD = q_TQD.contiguous()
     out_TQD = torch.empty(q_TQD.shape, dtype=torch.bfloat16)

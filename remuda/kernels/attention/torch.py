@@ -22,7 +22,7 @@ class DecodePlan:
 
 @dataclass(frozen=True)
 class SpanPlan:
-    """Query tokens of one row that see the same keys, up to causality: a whole row, or its part within one chunk."""
+    """Query tokens of one row and the keys that any of them sees: a whole row, or its part within one chunk."""
 
     first: int  # tokens [first, last) of the batch
     last: int
@@ -43,10 +43,15 @@ def _additive(keep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill_(~keep, float("-inf"))
 
 
-def _plan_decodes(batch: BatchView, table_SB: torch.Tensor, chunk: int | None, dtype: torch.dtype) -> DecodePlan:
+def _plan_decodes(
+    batch: BatchView, table_SB: torch.Tensor, chunk: int | None, window: int | None, dtype: torch.dtype
+) -> DecodePlan:
     block = batch.block_size
     context_S = batch.context_S[: batch.num_decodes].long()
-    start_S = torch.zeros_like(context_S) if chunk is None else (context_S - 1) // chunk * chunk
+    if chunk is not None:
+        start_S = (context_S - 1) // chunk * chunk
+    else:
+        start_S = torch.zeros_like(context_S) if window is None else (context_S - window).clamp_(min=0)
     first_S = start_S // block
     blocks = int(((context_S - 1) // block - first_S).max()) + 1
     columns_SN = first_S[:, None] + torch.arange(blocks, device=context_S.device)
@@ -57,8 +62,10 @@ def _plan_decodes(batch: BatchView, table_SB: torch.Tensor, chunk: int | None, d
     return DecodePlan(pages_SN, _additive(keep_SL, dtype)[:, None, None])
 
 
-def _plan_spans(batch: BatchView, table_SB: torch.Tensor, chunk: int | None, dtype: torch.dtype) -> list[SpanPlan]:
-    starts = batch.query_start_S1.tolist()
+def _plan_spans(
+    batch: BatchView, table_SB: torch.Tensor, chunk: int | None, window: int | None, dtype: torch.dtype
+) -> list[SpanPlan]:
+    starts, block = batch.query_start_S1.tolist(), batch.block_size
     spans = []
     for row, context in enumerate(batch.context_S.tolist()):
         if row < batch.num_decodes:
@@ -66,29 +73,41 @@ def _plan_spans(batch: BatchView, table_SB: torch.Tensor, chunk: int | None, dty
         token, last = starts[row], starts[row + 1]
         position = context - (last - token)
         while token < last:
-            begin = 0 if chunk is None else position // chunk * chunk
-            end = context if chunk is None else min(context, begin + chunk)
+            begin, end = 0, context
+            if chunk is not None:
+                begin = position // chunk * chunk
+                end = min(context, begin + chunk)
+            elif window is not None:
+                begin = max(0, position - window + 1)
             count, length = end - position, end - begin
-            block = batch.block_size
             pages_N = table_SB[row, begin // block : (end - 1) // block + 1].long()
+            banded = window is not None and window < length
+            causal = 1 < count == length and not banded
             mask = None
-            if 1 < count < length:
-                query = torch.arange(length - count, length, device=pages_N.device)
-                mask = _additive(query[:, None] >= torch.arange(length, device=pages_N.device), dtype)[None, None]
-            spans.append(SpanPlan(token, token + count, pages_N, begin % block, length, mask, 1 < count == length))
+            if count > 1 and not causal:
+                mask = _additive(_sees(count, length, window if banded else None, pages_N.device), dtype)[None, None]
+            spans.append(SpanPlan(token, token + count, pages_N, begin % block, length, mask, causal))
             token, position = token + count, end
     return spans
 
 
-def _plan(batch: BatchView, group: int, chunk: int | None, dtype: torch.dtype) -> AttentionPlan:
+def _sees(count: int, length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which of `length` keys each of the last `count` positions among them sees, [T, L]."""
+    query_T1 = torch.arange(length - count, length, device=device)[:, None]
+    key_L = torch.arange(length, device=device)
+    sees_TL = query_T1 >= key_L
+    return sees_TL if window is None else sees_TL & (key_L > query_T1 - window)
+
+
+def _plan(batch: BatchView, group: int, chunk: int | None, window: int | None, dtype: torch.dtype) -> AttentionPlan:
     """Built by the first layer of a group in a step, shared by the others."""
-    key = ("attention", group, chunk)
+    key = ("attention", group, chunk, window)
     plan = batch.plans.get(key)
     if plan is None:
         table_SB = batch.tables_GSB[group]
         decodes = batch.num_decodes
-        decode = _plan_decodes(batch, table_SB[:decodes], chunk, dtype) if decodes else None
-        plan = batch.plans[key] = AttentionPlan(decode, _plan_spans(batch, table_SB, chunk, dtype))
+        decode = _plan_decodes(batch, table_SB[:decodes], chunk, window, dtype) if decodes else None
+        plan = batch.plans[key] = AttentionPlan(decode, _plan_spans(batch, table_SB, chunk, window, dtype))
     return plan
 
 
@@ -105,12 +124,14 @@ def paged_attention(
     group: int,
     chunk: int | None,
     scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Causal attention of every row over its pages k, v [P, K, B, D] -> [T, Q, D].
 
-    With ``chunk`` a query at position p sees only keys of positions p // chunk * chunk ... p.
+    With ``chunk`` a query at position p sees only keys of positions p // chunk * chunk ... p, with ``window`` only
+    those of positions p - window + 1 ... p.
     """
-    plan = _plan(batch, group, chunk, q_TQD.dtype)
+    plan = _plan(batch, group, chunk, window, q_TQD.dtype)
     Q, D = q_TQD.shape[1:]
     K = k.shape[1]
     out_TQD = torch.empty_like(q_TQD, memory_format=torch.contiguous_format)

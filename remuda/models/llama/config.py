@@ -8,12 +8,13 @@ import msgspec
 
 from remuda.config.fields import Fields
 from remuda.config.huggingface import MAX_LAYERS, common_fields
-from remuda.config.model import AttentionKind, LayerConfig, ModelConfig
+from remuda.config.model import LayerConfig, ModelConfig
+from remuda.kv.specs import FullAttention
 
 
 def read_config(root: Fields, directory: Path, dtype: str) -> ModelConfig:
     """LlamaForCausalLM: Llama 2 and 3.x."""
-    layer = LayerConfig(AttentionKind.FULL)
+    layer = LayerConfig(FullAttention())
     return msgspec.convert(
         common_fields(root, root, directory, dtype)
         | {

@@ -8,7 +8,8 @@ import msgspec
 
 from remuda.config.fields import Fields, read_json
 from remuda.config.huggingface import MAX_EXPERTS, MAX_LAYERS, common_fields
-from remuda.config.model import AttentionKind, ImageTokens, LayerConfig, ModelConfig, MoEConfig, VisionConfig
+from remuda.config.model import ImageTokens, LayerConfig, ModelConfig, MoEConfig, VisionConfig
+from remuda.kv.specs import AnyAttention, ChunkedLocal, FullAttention
 
 # Places of the image tokens relative to <|patch|> (image_token_index) in every Llama 4 vocabulary.
 _IMAGE_OFFSET, _TILE_X_OFFSET, _TILE_Y_OFFSET = -2, -8, -7
@@ -33,7 +34,6 @@ def read_config(root: Fields, directory: Path, dtype: str) -> ModelConfig:
             "intermediate_size": text.size("intermediate_size_mlp"),
             "rope_interleaved": True,
             "layers": layers,
-            "attention_chunk": text.size("attention_chunk_size", None),
             "temperature_floor": text.get("floor_scale", float, 8192.0),
             "temperature_scale": text.get("attn_scale", float, 0.1),
             "moe": moe,
@@ -60,11 +60,13 @@ def _layers(text: Fields) -> tuple[LayerConfig, ...]:
         step = text.size("interleave_moe_layer_step")
         moe = set(range(step - 1, count, step))
     tuning = text.values.get("attn_temperature_tuning", True)  # an integer (4) in some published configs
-    chunked = "attention_chunk_size" in text
+    local: AnyAttention = FullAttention()
+    if "attention_chunk_size" in text:
+        local = ChunkedLocal(text.size("attention_chunk_size"))
     qk_norm = text.get("use_qk_norm", bool, True)
     return tuple(
         LayerConfig(
-            attention=AttentionKind.CHUNKED if chunked and kinds[i] == "chunked_attention" else AttentionKind.FULL,
+            attention=local if kinds[i] == "chunked_attention" else FullAttention(),
             rope=rope[i],
             qk_norm=qk_norm and rope[i],
             temperature_tuning=bool(tuning) and not rope[i],

@@ -7,12 +7,12 @@ import math
 import torch
 
 from remuda.kernels.native.memory import huge_pages
-from remuda.planner.host import free_host_bytes
+from remuda.planner.host import free_host_bytes, kv_bytes_of_rank
 
 
 def kv_bytes_of_host(memory_utilization: float, ranks_on_node: int) -> int:
-    """An equal share of what is free now."""
-    return int(free_host_bytes() * memory_utilization) // ranks_on_node
+    """A share of what is free now."""
+    return kv_bytes_of_rank(free_host_bytes(), memory_utilization, ranks_on_node)
 
 
 def pages_on_host(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

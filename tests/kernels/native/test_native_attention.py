@@ -12,6 +12,7 @@ from remuda.kernels.attention import native as attention
 from remuda.kernels.attention import torch as torch_attention
 from remuda.kernels.rotary import native as rotary
 from remuda.kernels.rotary import torch as torch_rotary
+from remuda.kernels.select import native_table
 from remuda.kernels.table import HeadLayout, HeadNorm
 
 
@@ -117,3 +118,9 @@ def test_rope_kv(
         results.append((q, k, v))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_windows_are_left_to_torch() -> None:
+    layout = HeadLayout(4, 2, 64, interleaved=False)
+    assert native_table().attention(layout).paged_attention is attention.paged_attention
+    assert native_table().attention(layout, window=8).paged_attention is torch_attention.paged_attention
