@@ -1,23 +1,27 @@
-"""Which modules of a quantized checkpoint carry FP8 weights with per-output-channel scales.
-
-On CPU they are computed exactly as weight * scale: the kernel casts the float8 weight to the compute dtype, which is
-exact, and the scale multiplies the output channel. In memory the weight stays float8.
-"""
+"""Which modules of a quantized checkpoint are stored in which format, by their names."""
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 
 from remuda.config.fields import Fields
 from remuda.config.model import QuantConfig
 from remuda.protocol.errors import ConfigError
 
 
+class WeightFormat(StrEnum):
+    """How a checkpoint stores the weight of a linear module. `layers/quant/` has a scheme for each."""
+
+    PLAIN = "plain"  # one tensor of floats
+    FP8_CHANNEL = "fp8-channel"  # float8_e4m3fn beside one scale per output channel
+
+
 class QuantRule:
     """compressed-tensors' rule: every Linear is quantized but for those that `ignore` names or matches (re:...)."""
 
     def __init__(self, config: QuantConfig | None) -> None:
-        self.quantized = config is not None
+        self.format = WeightFormat.PLAIN if config is None else WeightFormat.FP8_CHANNEL
         entries = config.ignore if config else ()
         self.names = frozenset(entry for entry in entries if not entry.startswith("re:"))
         try:
@@ -25,20 +29,20 @@ class QuantRule:
         except re.error as error:
             raise ConfigError(f"config.json: quantization_config.ignore has a bad pattern: {error}") from None
 
-    def covers(self, module: str) -> bool:
-        """True if the checkpoint stores `module`.weight in float8 beside `module`.weight_scale."""
-        if not self.quantized or module in self.names:
-            return False
-        return not any(pattern.match(module) for pattern in self.patterns)
+    def format_of(self, module: str) -> WeightFormat:
+        """How the checkpoint stores `module`.weight."""
+        if module in self.names or any(pattern.match(module) for pattern in self.patterns):
+            return WeightFormat.PLAIN
+        return self.format
 
-    def covers_all(self, modules: list[str]) -> bool:
-        """covers() of modules that run as one; refuses a mixture."""
-        covered = {self.covers(module) for module in modules}
-        if len(covered) > 1:
+    def format_of_all(self, modules: list[str]) -> WeightFormat:
+        """The format of modules that run as one; refuses a mixture."""
+        formats = {self.format_of(module) for module in modules}
+        if len(formats) > 1:
             raise ConfigError(
                 f"quantization_config.ignore must treat {', '.join(modules)} alike: they run as one layer"
             )
-        return covered.pop()
+        return formats.pop()
 
 
 def read_quantization(root: Fields) -> QuantConfig | None:

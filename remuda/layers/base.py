@@ -36,10 +36,6 @@ class BuildContext:
         """What is computed in: a name of protocol/dtypes.py."""
         return self.config.dtype
 
-    def weight_dtype(self, quantized: bool) -> str:
-        """What a weight is kept in."""
-        return "float8_e4m3fn" if quantized else self.dtype
-
     @property
     def tp_size(self) -> int:
         return self.topology.tp_size

@@ -5,13 +5,24 @@ E experts of this rank, H hidden, I intermediate size of this rank's part of an 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from remuda.layers.base import BuildContext
 from remuda.parallel.topology import expert_range
 from remuda.weights.parameter import Slice
 
-Slices = tuple[tuple[Slice, ...], tuple[Slice, ...]]  # of gate_up, of down
+
+class StoredExperts(Protocol):
+    """Where the float weights of a shard lie: the slices of gate_up [E, H, 2I], gate first, and of down [E, I, H]."""
+
+    def gate_up(self) -> tuple[Slice, ...]: ...
+
+    def down(self) -> tuple[Slice, ...]: ...
+
+
+ExpertLayout = Callable[["ExpertShard"], StoredExperts]  # FusedExperts or ExpertModules
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,10 @@ class ExpertShard:
     inner: int  # whole intermediate size of an expert
     owned: range
     columns: tuple[int, int]
+    layout: ExpertLayout  # of the architecture's unquantized checkpoints
 
     @classmethod
-    def of(cls, context: BuildContext, prefix: str) -> ExpertShard:
+    def of(cls, context: BuildContext, prefix: str, layout: ExpertLayout) -> ExpertShard:
         """Whole experts under expert parallelism, else a slice of every expert."""
         moe = context.config.moe
         assert moe is not None
@@ -35,7 +47,10 @@ class ExpertShard:
             columns = (0, moe.intermediate_size)
         else:
             owned, columns = range(moe.num_experts), context.cut(moe.intermediate_size)
-        return cls(prefix, moe.num_experts, context.config.hidden_size, moe.intermediate_size, owned, columns)
+        return cls(prefix, moe.num_experts, context.config.hidden_size, moe.intermediate_size, owned, columns, layout)
+
+    def stored(self) -> StoredExperts:
+        return self.layout(self)
 
     @property
     def count(self) -> int:
@@ -45,51 +60,91 @@ class ExpertShard:
     def width(self) -> int:
         return self.columns[1] - self.columns[0]
 
-    def _halves(self) -> tuple[tuple[str, int, tuple[int, int]], ...]:
+    @property
+    def gate_up_shape(self) -> tuple[int, int, int]:
+        return self.count, self.hidden, 2 * self.width
+
+    @property
+    def down_shape(self) -> tuple[int, int, int]:
+        return self.count, self.width, self.hidden
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """All of the hidden size."""
+        return 0, self.hidden
+
+    def halves(self) -> tuple[tuple[str, int, tuple[int, int]], ...]:
         """(projection, its first column in the fused tensor, its columns in this rank's gate_up)."""
         return ("gate_proj", 0, (0, self.width)), ("up_proj", self.inner, (self.width, 2 * self.width))
 
-    def fused(self) -> Slices:
-        """gate_up_proj [experts, H, 2 inner], gate first, and down_proj [experts, inner, H], as x @ W takes them."""
-        experts, here = (self.owned.start, self.owned.stop), (0, self.count)
-        rows, (first, last) = (0, self.hidden), self.columns
-        source, shape = f"{self.prefix}.gate_up_proj", (self.total, self.hidden, 2 * self.inner)
-        if self.width == self.inner:
-            both = (0, 2 * self.inner)
-            gate_up = [Slice(source, shape, (experts, rows, both), (here, rows, both))]
-        else:
-            gate_up = [
-                Slice(source, shape, (experts, rows, (offset + first, offset + last)), (here, rows, into))
-                for _, offset, into in self._halves()
-            ]
-        source, shape = f"{self.prefix}.down_proj", (self.total, self.inner, self.hidden)
-        down = Slice(source, shape, (experts, self.columns, rows), (here, (0, self.width), rows))
-        return tuple(gate_up), (down,)
 
-    def per_expert(self) -> Slices:
-        """Float8 {gate,up,down}_proj.weight [out, in] of each expert, turned into the fused orientation."""
-        gate_up, down = [], []
-        rows = (0, self.hidden)
-        for here, prefix in self._modules():
-            for name, _, into in self._halves():
-                source, shape = f"{prefix}.{name}.weight", (self.inner, self.hidden)
-                gate_up.append(Slice(source, shape, (self.columns, rows), (here, rows, into), True))
-            source, shape = f"{prefix}.down_proj.weight", (self.hidden, self.inner)
-            into = (0, self.width)
-            down.append(Slice(source, shape, (rows, self.columns), (here, into, rows), True))
-        return tuple(gate_up), tuple(down)
+@dataclass(frozen=True)
+class FusedExperts:
+    """Two tensors of all experts, as x @ W takes them: gate_up_proj [all, H, 2 inner], down_proj [all, inner, H]."""
 
-    def scales(self) -> Slices:
-        """weight_scale [out, 1] of each expert -> a row of [E, 2 I] and of [E, H]."""
-        gate_up, down = [], []
-        for here, prefix in self._modules():
-            for name, _, into in self._halves():
-                source = f"{prefix}.{name}.weight_scale"
-                gate_up.append(Slice(source, (self.inner, 1), (self.columns, (0, 1)), (here, into), transpose=True))
-            source, rows = f"{prefix}.down_proj.weight_scale", (0, self.hidden)
-            down.append(Slice(source, (self.hidden, 1), (rows, (0, 1)), (here, rows), transpose=True))
-        return tuple(gate_up), tuple(down)
+    shard: ExpertShard
+
+    def gate_up(self) -> tuple[Slice, ...]:
+        shard, experts, here = self.shard, self._experts(), (0, self.shard.count)
+        source, shape = f"{shard.prefix}.gate_up_proj", (shard.total, shard.hidden, 2 * shard.inner)
+        if shard.width == shard.inner:
+            both = (0, 2 * shard.inner)
+            return (Slice(source, shape, (experts, shard.rows, both), (here, shard.rows, both)),)
+        first, last = shard.columns
+        return tuple(
+            Slice(source, shape, (experts, shard.rows, (offset + first, offset + last)), (here, shard.rows, into))
+            for _, offset, into in shard.halves()
+        )
+
+    def down(self) -> tuple[Slice, ...]:
+        shard = self.shard
+        source, shape = f"{shard.prefix}.down_proj", (shard.total, shard.inner, shard.hidden)
+        into = ((0, shard.count), (0, shard.width), shard.rows)
+        return (Slice(source, shape, (self._experts(), shard.columns, shard.rows), into),)
+
+    def _experts(self) -> tuple[int, int]:
+        return self.shard.owned.start, self.shard.owned.stop
+
+
+@dataclass(frozen=True)
+class ExpertModules:
+    """Linear modules {gate,up,down}_proj [out, in] of each expert, turned into the fused orientation while read."""
+
+    shard: ExpertShard
+
+    def gate_up(self) -> tuple[Slice, ...]:
+        shard, shape = self.shard, (self.shard.inner, self.shard.hidden)
+        return tuple(
+            Slice(f"{prefix}.{name}.weight", shape, (shard.columns, shard.rows), (here, shard.rows, into), True)
+            for here, prefix in self._modules()
+            for name, _, into in shard.halves()
+        )
+
+    def down(self) -> tuple[Slice, ...]:
+        shard, shape, into = self.shard, (self.shard.hidden, self.shard.inner), (0, self.shard.width)
+        return tuple(
+            Slice(f"{prefix}.down_proj.weight", shape, (shard.rows, shard.columns), (here, into, shard.rows), True)
+            for here, prefix in self._modules()
+        )
+
+    def gate_up_scale(self) -> tuple[Slice, ...]:
+        """weight_scale [out, 1] of each expert -> a row of [E, 2 I]."""
+        shard, shape = self.shard, (self.shard.inner, 1)
+        return tuple(
+            Slice(f"{prefix}.{name}.weight_scale", shape, (shard.columns, (0, 1)), (here, into), True)
+            for here, prefix in self._modules()
+            for name, _, into in shard.halves()
+        )
+
+    def down_scale(self) -> tuple[Slice, ...]:
+        """weight_scale [out, 1] of each expert -> a row of [E, H]."""
+        shard, shape = self.shard, (self.shard.hidden, 1)
+        return tuple(
+            Slice(f"{prefix}.down_proj.weight_scale", shape, (shard.rows, (0, 1)), (here, shard.rows), True)
+            for here, prefix in self._modules()
+        )
 
     def _modules(self) -> list[tuple[tuple[int, int], str]]:
         """Each owned expert's place in this rank's tensors and its module name."""
-        return [((place, place + 1), f"{self.prefix}.{expert}") for place, expert in enumerate(self.owned)]
+        prefix = self.shard.prefix
+        return [((place, place + 1), f"{prefix}.{expert}") for place, expert in enumerate(self.shard.owned)]

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remuda.kernels.table import KernelTable
 from remuda.layers.base import BuildContext, Layer
-from remuda.weights.parameter import Parameter, Slice
+from remuda.layers.quant import scheme_of
+from remuda.layers.quant.scheme import LinearShard, Piece, Scheme
+from remuda.weights.parameter import Parameter
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Rows [outputs) and columns [inputs) of one checkpoint module, stacked below the piece before it."""
-
-    module: str
-    shape: tuple[int, int]  # whole weight in the checkpoint: outputs, inputs
-    outputs: tuple[int, int]
-    inputs: tuple[int, int]
-
-
 class Linear(Layer):
     """y = x W^T (+ bias), W stacked from pieces of checkpoint modules. Subclasses say which pieces a rank holds.
 
-    ``gated``: the output is silu(first half of y) * second half.
+    ``gated``: the output is silu(first half of y) * second half. ``scheme``: how the checkpoint stores the weight, if
+    that is not for its quantization config to say.
     """
 
     def __init__(
@@ -34,29 +26,18 @@ class Linear(Layer):
         context: BuildContext,
         pieces: list[Piece],
         bias: bool = False,
-        quantizable: bool = True,
         gated: bool = False,
+        scheme: Scheme | None = None,
     ) -> None:
-        quantized = quantizable and context.quant.covers_all([piece.module for piece in pieces])
+        shard = LinearShard(tuple(pieces))
+        scheme = scheme or scheme_of(context.quant, [piece.module for piece in pieces])
+        self.weights = scheme.linear(shard, context.dtype)
+        self.bias = Parameter((shard.outputs,), context.dtype, shard.bias) if bias else None
+        self.outputs = shard.outputs
         self.gated = gated
-        self.outputs = outputs = sum(piece.outputs[1] - piece.outputs[0] for piece in pieces)
-        inputs = pieces[0].inputs[1] - pieces[0].inputs[0]
-        weight, biases, scales, row = [], [], [], 0
-        for piece in pieces:
-            total = piece.shape[0]
-            rows = (row, row := row + piece.outputs[1] - piece.outputs[0])
-            region, into = (piece.outputs, piece.inputs), (rows, (0, inputs))
-            weight.append(Slice(f"{piece.module}.weight", piece.shape, region, into))
-            biases.append(Slice(f"{piece.module}.bias", (total,), (piece.outputs,), (rows,)))
-            scales.append(Slice(f"{piece.module}.weight_scale", (total, 1), (piece.outputs, (0, 1)), (rows, (0, 1))))
-        self.weight = Parameter((outputs, inputs), context.weight_dtype(quantized), tuple(weight))
-        self.bias = Parameter((outputs,), context.dtype, tuple(biases)) if bias else None
-        self.scale = Parameter((outputs, 1), "float32", tuple(scales)) if quantized else None
 
     def pack(self, kernels: KernelTable) -> None:
-        bias = self.bias.take() if self.bias else None
-        scale = self.scale.take().view(-1) if self.scale else None
-        self.linear = kernels.make_linear(self.weight.take(), bias, scale, self.gated)
+        self.linear = self.weights.make(kernels, self.bias.take() if self.bias else None, self.gated)
 
     def bind_own(self, kernels: KernelTable) -> None:
         self.linear = kernels.repack_linear(self.linear)
@@ -75,11 +56,10 @@ class ReplicatedLinear(Linear):
         inputs: int,
         outputs: int,
         bias: bool = False,
-        *,
-        quantizable: bool = True,
+        scheme: Scheme | None = None,
     ) -> None:
         pieces = [Piece(module, (outputs, inputs), (0, outputs), (0, inputs)) for module in modules]
-        super().__init__(context, pieces, bias, quantizable)
+        super().__init__(context, pieces, bias, scheme=scheme)
 
 
 class ColumnParallelLinear(Linear):

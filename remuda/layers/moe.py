@@ -7,38 +7,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remuda.kernels.table import KernelTable
+from remuda.kernels.table import KernelTable, Weighting
 from remuda.layers.base import BuildContext, Layer
-from remuda.layers.expert_shard import ExpertShard
+from remuda.layers.expert_shard import ExpertLayout, ExpertShard, FusedExperts
 from remuda.layers.linear import ReplicatedLinear
 from remuda.layers.mlp import MLP
-from remuda.weights.parameter import Parameter
+from remuda.layers.quant import UNQUANTIZED, scheme_of
 
 if TYPE_CHECKING:
     import torch
 
 
 class Experts(Layer):
-    """The routed experts, from the fused layout or from per-expert float8 modules."""
+    """The routed experts of a layer: a slice of each, or some whole.
 
-    def __init__(self, context: BuildContext, prefix: str) -> None:
-        shard = self.shard = ExpertShard.of(context, prefix)
-        quantized = context.quant.covers(f"{prefix}.0.gate_proj")
-        gate_up, down = shard.per_expert() if quantized else shard.fused()
-        dtype = context.weight_dtype(quantized)
-        self.gate_up = Parameter((shard.count, shard.hidden, 2 * shard.width), dtype, gate_up)
-        self.down = Parameter((shard.count, shard.width, shard.hidden), dtype, down)
-        self.gate_up_scale = self.down_scale = None
-        if quantized:
-            gate_up, down = shard.scales()
-            self.gate_up_scale = Parameter((shard.count, 2 * shard.width), "float32", gate_up)
-            self.down_scale = Parameter((shard.count, shard.hidden), "float32", down)
+    ``layout`` says how the architecture's unquantized checkpoints store them, ``weighting`` what a routing weight
+    multiplies.
+    """
+
+    def __init__(self, context: BuildContext, prefix: str, layout: ExpertLayout, weighting: Weighting) -> None:
+        self.shard = ExpertShard.of(context, prefix, layout)
+        self.weights = scheme_of(context.quant, [f"{prefix}.0.gate_proj"]).experts(self.shard, context.dtype)
+        self.weighting = weighting
 
     def pack(self, kernels: KernelTable) -> None:
-        scales = None
-        if self.gate_up_scale is not None and self.down_scale is not None:
-            scales = (self.gate_up_scale.take(), self.down_scale.take())
-        self.experts = kernels.make_experts(self.gate_up.take(), self.down.take(), scales)
+        self.experts = self.weights.make(kernels, self.weighting)
 
     def bind_own(self, kernels: KernelTable) -> None:
         self.experts = kernels.repack_experts(self.experts)
@@ -62,9 +55,9 @@ class SigmoidMoE(Layer):
         assert config is not None
         self.top_k = config.top_k
         self.router = ReplicatedLinear(
-            context, [f"{prefix}.router"], context.config.hidden_size, config.num_experts, quantizable=False
+            context, [f"{prefix}.router"], context.config.hidden_size, config.num_experts, scheme=UNQUANTIZED
         )
-        self.experts = Experts(context, f"{prefix}.experts")
+        self.experts = Experts(context, f"{prefix}.experts", FusedExperts, Weighting.INPUT)
         self.shared = MLP(context, f"{prefix}.shared_expert", config.shared_intermediate_size)
 
     def bind_own(self, kernels: KernelTable) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from remuda.config.generation import with_generation_config
 from remuda.config.huggingface import open_config
 from remuda.config.model import LayerConfig, ModelConfig
-from remuda.config.quant import QuantRule
+from remuda.config.quant import QuantRule, WeightFormat
 from remuda.layers.base import BuildContext
 from remuda.models import llama, llama4
 from remuda.models.architecture import Architecture
@@ -50,13 +50,13 @@ def read_model_config(path: str | Path, dtype: str = "auto") -> ModelConfig:
 def _with_quantized_parts(config: ModelConfig, architecture: Architecture) -> ModelConfig:
     """Each layer's parts that the checkpoint keeps in float8, told by one module of each: parts are quantized whole."""
     rule = QuantRule(config.quant)
-    if not rule.quantized:
+    if rule.format is WeightFormat.PLAIN:
         return config
 
     def parts(index: int, layer: LayerConfig) -> tuple[str, ...]:
         here = ("attention", "shared_expert", "routed_experts") if layer.moe else ("attention", "dense")
         modules = {part: module.format(index=index) for part, module in architecture.modules.items() if part in here}
-        return tuple(part for part, module in modules.items() if rule.covers(module))
+        return tuple(part for part, module in modules.items() if rule.format_of(module) is not WeightFormat.PLAIN)
 
     layers = tuple(msgspec.structs.replace(layer, fp8=parts(index, layer)) for index, layer in enumerate(config.layers))
     return msgspec.structs.replace(config, layers=layers)

@@ -1,0 +1,92 @@
+"""What schemes declare, and that what they make of it computes the stored numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from remuda.config.model import QuantConfig
+from remuda.config.quant import QuantRule
+from remuda.kernels.select import torch_table
+from remuda.kernels.table import Weighting
+from remuda.layers.expert_shard import ExpertLayout, ExpertModules, ExpertShard, FusedExperts
+from remuda.layers.quant import UNQUANTIZED, scheme_of
+from remuda.layers.quant.compressed_tensors import ChannelFp8
+from remuda.layers.quant.scheme import LinearShard, Piece, Scheme
+from remuda.weights.parameter import Parameter
+
+TABLE = torch_table()
+STACK = LinearShard((Piece("a", (6, 8), (0, 3), (4, 8)), Piece("b", (6, 8), (3, 6), (4, 8))))
+
+
+def fill(parameters: list[Parameter]) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    tensors = [torch.rand(p.shape).add(0.5).to(getattr(torch, p.dtype)) for p in parameters]
+    for parameter, tensor in zip(parameters, tensors, strict=True):
+        parameter.fill(tensor)
+    return [tensor.float() for tensor in tensors]
+
+
+def experts(layout: ExpertLayout) -> ExpertShard:
+    return ExpertShard("x", total=4, hidden=8, inner=6, owned=range(1, 3), columns=(3, 6), layout=layout)
+
+
+def sources(parameter: Parameter) -> list[str]:
+    return [piece.source for piece in parameter.slices]
+
+
+def test_the_rule_finds_the_scheme_by_the_names_of_modules() -> None:
+    rule = QuantRule(QuantConfig("compressed-tensors", ("re:.*router",)))
+    assert isinstance(scheme_of(rule, ["a", "b"]), ChannelFp8)
+    assert scheme_of(rule, ["x.router"]) is UNQUANTIZED and scheme_of(QuantRule(None), ["a"]) is UNQUANTIZED
+
+
+def test_an_unquantized_linear_is_its_pieces_stacked() -> None:
+    weights = UNQUANTIZED.linear(STACK, "float32")
+    (weight,) = weights.parameters()
+    assert (weight.shape, weight.dtype, sources(weight)) == ((6, 4), "float32", ["a.weight", "b.weight"])
+    assert [piece.into for piece in weight.slices] == [((0, 3), (0, 4)), ((3, 6), (0, 4))]
+    (weight_NK,) = fill([weight])
+    x_TK = torch.randn(2, 4)
+    assert torch.allclose(weights.make(TABLE, None, gated=False)(x_TK), x_TK @ weight_NK.T)
+
+
+def test_a_float8_linear_keeps_its_bytes_and_a_scale_per_output() -> None:
+    weights = ChannelFp8().linear(STACK, "bfloat16")
+    weight, scale = weights.parameters()
+    assert (weight.dtype, scale.dtype, scale.shape) == ("float8_e4m3fn", "float32", (6, 1))
+    assert sources(scale) == ["a.weight_scale", "b.weight_scale"] and weight.nbytes == 24
+    weight_NK, scale_N1 = fill([weight, scale])
+    x_TK = torch.randn(2, 4)
+    assert torch.allclose(weights.make(TABLE, torch.ones(6), gated=False)(x_TK), x_TK @ (weight_NK * scale_N1).T + 1)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "layout", "first_sources"),
+    [
+        (UNQUANTIZED, FusedExperts, ["x.gate_up_proj"] * 2),
+        (UNQUANTIZED, ExpertModules, [f"x.{e}.{name}_proj.weight" for e in (1, 2) for name in ("gate", "up")]),
+        (ChannelFp8(), FusedExperts, [f"x.{e}.{name}_proj.weight" for e in (1, 2) for name in ("gate", "up")]),
+    ],
+)
+def test_experts(scheme: Scheme, layout: ExpertLayout, first_sources: list[str]) -> None:
+    weights = scheme.experts(experts(layout), "float32")
+    parameters = weights.parameters()
+    assert [p.shape for p in parameters[:2]] == [(2, 8, 6), (2, 3, 8)]
+    assert sources(parameters[0]) == first_sources
+    gate_up, down, *scales = fill(parameters)
+    if scales:
+        gate_up, down = gate_up * scales[0][:, None], down * scales[1][:, None]
+    x_TH, weight_Tk = torch.randn(2, 8), torch.tensor([[0.5], [2.0]])
+    made = weights.make(TABLE, Weighting.OUTPUT)(x_TH, torch.tensor([[1], [0]]), weight_Tk)
+    for token, expert in enumerate((1, 0)):
+        gate, up = (x_TH[token] @ gate_up[expert]).chunk(2)
+        want = (torch.nn.functional.silu(gate) * up) @ down[expert] * weight_Tk[token]
+        assert torch.allclose(made[token], want, rtol=1e-4)
+
+
+def test_slices_are_made_for_the_loader_only() -> None:
+    def refuse() -> tuple[()]:
+        raise AssertionError("nobody asked for the slices")
+
+    assert Parameter((3, 4), "bfloat16", refuse).nbytes == 24
