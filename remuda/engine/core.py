@@ -18,6 +18,7 @@ from remuda.protocol.request import (
     EngineRequest,
     EngineStats,
     FinishReason,
+    RequestError,
     RequestOutput,
     StepOutputs,
     TokenLogprobs,
@@ -25,6 +26,11 @@ from remuda.protocol.request import (
 from remuda.protocol.step import StepResult
 
 STATS_INTERVAL_S = 0.5
+_NOT_FINITE = RequestError(
+    "the model's logits were not finite (overflow or a damaged checkpoint); the request was ended",
+    http_status=500,
+    code="non_finite_logits",
+)
 
 
 class EngineCore:
@@ -131,8 +137,7 @@ class EngineCore:
         """A first token, one that fills a block, or one that ends the request."""
         if token == NON_FINITE:
             self._forget(seq)
-            message = "the model's logits were not finite (overflow or a damaged checkpoint); the request was ended"
-            outputs.append(RequestOutput(seq.request_id, [], FinishReason.ERROR, error=message, error_status=500))
+            outputs.append(RequestOutput(seq.request_id, [], FinishReason.ERROR, error=_NOT_FINITE))
             return
         seq.token_ids.append(token)
         length = len(seq.token_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from remuda.protocol.errors import InvalidRequest, QueueFull, RemudaError
-from remuda.protocol.request import FinishReason, RequestOutput, TokenLogprobs
+from remuda.protocol.request import FinishReason, RequestError, RequestOutput, TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
 from remuda.text.detokenizer import Detokenizer
 from remuda.text.tokenizer import Tokenizer
@@ -96,8 +96,8 @@ class OutputProcessor:
     def _finish(self, output: RequestOutput) -> None:
         self.finish_reason = output.finish_reason
         self.stop_reason = output.stop_token_id
-        if output.finish_reason is FinishReason.ERROR:
-            self.error = error_of(output)
+        if output.error is not None:
+            self.error = error_of(output.error)
 
     def _decode(self) -> None:
         """Bring the text up to date with the token ids."""
@@ -127,6 +127,6 @@ class OutputProcessor:
 _ERRORS: dict[int, type[RemudaError]] = {400: InvalidRequest, 429: QueueFull}
 
 
-def error_of(output: RequestOutput) -> RemudaError:
-    """What the engine reports for one request, as the error that its client gets."""
-    return _ERRORS.get(output.error_status, RemudaError)(output.error or "the engine could not finish this request")
+def error_of(reason: RequestError) -> RemudaError:
+    """What the engine reports of one request, as the error that its client gets."""
+    return _ERRORS.get(reason.http_status, RemudaError)(reason.message, param=reason.param, code=reason.code)

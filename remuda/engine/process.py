@@ -21,6 +21,7 @@ from remuda.protocol.request import (
     EngineReady,
     EngineRequest,
     FinishReason,
+    RequestError,
     RequestOutput,
     ResetPrefixCache,
     Shutdown,
@@ -98,7 +99,8 @@ def _handle(core: EngineCore, channel: Channel, message: object) -> None:
 
 
 def _refusal(request_id: str, error: RemudaError) -> RequestOutput:
-    return RequestOutput(request_id, [], FinishReason.ERROR, error=error.message, error_status=error.http_status)
+    reason = RequestError(error.message, error.http_status, error.param, error.code)
+    return RequestOutput(request_id, [], FinishReason.ERROR, error=reason)
 
 
 def _progress(progress: PhaseProgress) -> EngineMessage:

@@ -187,11 +187,13 @@ class RankProcess:
                 patience_s = 0.0
 
     def _report(self, error: Exception) -> int:
-        known = isinstance(error, RemudaError)
-        message = str(error) if known else f"{type(error).__name__}: {error}"
-        detail = "" if known else traceback.format_exc()
+        rank, node, phase = self._place.rank, self._place.node, self._phase
+        if isinstance(error, RemudaError):
+            failed = RankFailed(rank, node, phase, error.message, code=error.code)
+        else:
+            failed = RankFailed(rank, node, phase, f"{type(error).__name__}: {error}", traceback.format_exc())
         try:
-            self._channel.send(RankFailed(self._place.rank, self._place.node, self._phase, message, detail))
+            self._channel.send(failed)
         except WireError:
             return 3
         return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
-from remuda.protocol.errors import ReplicaDied
+from remuda.protocol.errors import PeerLost, ReplicaDied
 from remuda.protocol.step import RankFailed
 
 _HINTS = {
@@ -33,10 +33,6 @@ class Evidence:
 
 # What explains most comes first: a signal kills out of the blue, an error may be the echo of a lost neighbour.
 KILLED, NODE_LOST, FAILED, EXITED, ECHO, DISCONNECTED = range(6)
-_ECHOES = (
-    "connection closed by peer", "connection reset", "broken pipe", "timed out", "read error", "shared memory",
-    "in vain",
-)  # fmt: skip
 
 
 def rank_killed(node: int, rank: int, number: int) -> Evidence:
@@ -53,8 +49,8 @@ def rank_exited(node: int, rank: int, code: int) -> Evidence:
 
 
 def rank_failed(failed: RankFailed) -> Evidence:
-    echo = any(mark in failed.message.lower() for mark in _ECHOES)
-    return Evidence(ECHO if echo else FAILED, failed.node, failed.rank, f"failed: {failed.message.splitlines()[0]}")
+    severity = ECHO if failed.code == PeerLost.default_code else FAILED
+    return Evidence(severity, failed.node, failed.rank, f"failed: {failed.message.splitlines()[0]}")
 
 
 def rank_disconnected(node: int, rank: int, reason: str) -> Evidence:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     AddNorm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 
+from remuda.protocol.errors import PeerLost
+
 
 class Communicator(Protocol):
     """Every rank of the group calls the same methods in the same order with tensors of the same shape and dtype.
@@ -95,33 +97,44 @@ class TorchDistributed(Communicator):
         self._group = group
 
     def all_reduce_(self, x: torch.Tensor) -> torch.Tensor:
-        self._group.allreduce(x).wait()
+        self._run(self._group.allreduce, x)
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         gathered = x.new_empty(self.size * x.numel())
-        self._group._allgather_base(gathered, x.reshape(-1)).wait()
+        self._run(self._group._allgather_base, gathered, x.reshape(-1))
         return gathered.view(self.size, *x.shape)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor | None:
         if self.rank:
-            self._group.gather([], x.contiguous(), 0).wait()
+            self._run(self._group.gather, [], x.contiguous(), 0)
             return None
         gathered = x.new_empty(self.size, *x.shape)
-        self._group.gather(list(gathered.unbind(0)), x.contiguous(), 0).wait()
+        self._run(self._group.gather, list(gathered.unbind(0)), x.contiguous(), 0)
         return gathered
 
     def broadcast_(self, x: torch.Tensor, src: int = 0) -> torch.Tensor:
-        self._group.broadcast(x, src).wait()
+        self._run(self._group.broadcast, x, src)
         return x
 
     def barrier(self) -> None:
-        self._group.barrier().wait()
+        self._run(self._group.barrier)
 
     def close(self) -> None:
         """Wake whoever waits in a collective of this group with an error."""
         self._group.set_timeout(timedelta(seconds=1))
         self._group.abort()
+
+    def _run(self, collective: Callable[..., Any], *arguments: Any) -> None:
+        """Start a collective and wait for it. Raises PeerLost: that is what the errors of gloo and NCCL mean."""
+        try:
+            collective(*arguments).wait()
+        except RuntimeError as error:
+            raise PeerLost(f"lost a tensor-parallel peer: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
 
 
 class Switchable:

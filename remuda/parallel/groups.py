@@ -17,10 +17,10 @@ from remuda.parallel import shm, sockets
 from remuda.parallel.collectives import SingleRank, Switchable, TorchDistributed
 from remuda.parallel.p2p import PipelineLink, TorchLink
 from remuda.parallel.topology import Topology
-from remuda.protocol.errors import RemudaError
+from remuda.protocol.errors import PeerLost
 
 
-class MeshError(RemudaError):
+class MeshError(PeerLost):
     """Ranks could not find or reach each other in time. The message names the group and what to check."""
 
 

@@ -9,11 +9,15 @@ size, S sampled tokens.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from remuda.protocol.errors import PeerLost
 
 Tokens = npt.NDArray[np.int64]
 Parcel = Any  # what a link makes of hidden states to be sent: its own business
@@ -100,13 +104,13 @@ class TorchLink:
         self._sent: deque[tuple[torch.Tensor, Any]] = deque()
 
     def receive_hidden_(self, x_TH: torch.Tensor, step: int) -> None:
-        self._inbound.recv([x_TH], _HERE, step % _TAGS).wait()  # with NCCL, the current stream waits
+        self._receive(x_TH, step)
 
     def send_hidden(self, x_TH: torch.Tensor, step: int) -> None:
         self._send(self._outbound, x_TH, step)
 
     def receive_tokens_(self, tokens_S: torch.Tensor, step: int) -> None:
-        self._inbound.recv([tokens_S], _HERE, step % _TAGS).wait()
+        self._receive(tokens_S, step)
 
     def send_tokens(self, tokens_S: torch.Tensor, step: int) -> None:
         self._send(self._outbound, tokens_S, step)
@@ -115,10 +119,25 @@ class TorchLink:
         for group in (self._inbound, *self._outbound):
             group.abort()
 
+    def _receive(self, x: torch.Tensor, step: int) -> None:
+        with _lost_if_it_fails():
+            self._inbound.recv([x], _HERE, step % _TAGS).wait()  # with NCCL, the current stream waits
+
     def _send(self, groups: list[Any], x: torch.Tensor, step: int) -> None:
         """Send a copy, kept until it has gone: the caller's buffer is written again by the next step."""
         copy = x.clone(memory_format=torch.contiguous_format)
-        for group in groups:
-            self._sent.append((copy, group.send([copy], _THERE, step % _TAGS)))
-        while len(self._sent) > _MAX_SENT * len(groups):
-            self._sent.popleft()[1].wait()
+        with _lost_if_it_fails():
+            for group in groups:
+                self._sent.append((copy, group.send([copy], _THERE, step % _TAGS)))
+            while len(self._sent) > _MAX_SENT * len(groups):
+                self._sent.popleft()[1].wait()
+
+
+@contextmanager
+def _lost_if_it_fails() -> Iterator[None]:
+    """Raise PeerLost: that is what the errors of gloo and NCCL mean."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).split("\n", 1)[0]
+        raise PeerLost(f"lost a neighbour in the pipeline: {reason}") from error

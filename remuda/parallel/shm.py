@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from remuda.parallel.collectives import Communicator
-from remuda.protocol.errors import ReplicaDied
+from remuda.protocol.errors import PeerLost
 
 _SPIN_US = 200
 
@@ -48,7 +48,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 class SharedMemory(Communicator):
     """Tensor-parallel ranks of one host that meet in one memory segment (`segment`: a descriptor from make_segment).
 
-    A rank that waits longer than `timeout_s` for its peers, or whose peers have closed, raises ReplicaDied. `spin`:
+    A rank that waits longer than `timeout_s` for its peers, or whose peers have closed, raises PeerLost. `spin`:
     wait by spinning for a while first; right where every rank has a core of its own.
     """
 
@@ -110,9 +110,9 @@ class SharedMemory(Communicator):
 
     def _check(self, error: int) -> None:
         if error == errno.ETIMEDOUT:
-            raise ReplicaDied(f"tensor-parallel rank {self.rank} waited {self._timeout_s:.0f} s in vain for its peers")
+            raise PeerLost(f"tensor-parallel rank {self.rank} waited {self._timeout_s:.0f} s in vain for its peers")
         if error:
-            raise ReplicaDied(f"a peer of tensor-parallel rank {self.rank} has closed their shared memory")
+            raise PeerLost(f"a peer of tensor-parallel rank {self.rank} has closed their shared memory")
 
 
 def make_segment(library: ctypes.CDLL, size: int) -> int:

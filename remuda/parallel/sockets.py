@@ -21,13 +21,14 @@ import torch
 
 from remuda.parallel.p2p import Tokens
 from remuda.parallel.topology import Topology
+from remuda.protocol.errors import PeerLost
 
 T = TypeVar("T")
 
 _TOKEN_BYTES = 16
 
 
-class PeerGone(RuntimeError):
+class PeerGone(PeerLost):
     """The neighbour closed its end: it died, or the replica is stopping."""
 
     def __init__(self) -> None:

@@ -8,12 +8,13 @@ class RemudaError(Exception):
 
     http_status = 500
     kind = "internal_error"  # OpenAI's error "type"
+    default_code: str | None = None  # what programs tell this error by, if nobody says it more precisely
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        self.code = code
+        self.code = code or self.default_code
 
 
 class ConfigError(RemudaError, ValueError):
@@ -45,14 +46,12 @@ class Unauthorized(RemudaError):
 
 
 class QueueFull(RemudaError):
-    """The bounded waiting queue is full: come back after `retry_after_s`."""
+    """The bounded waiting queue is full: come back soon."""
 
     http_status = 429
     kind = "rate_limit_error"
-
-    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
-        super().__init__(message, code="queue_full")
-        self.retry_after_s = retry_after_s
+    default_code = "queue_full"
+    retry_after_s = 1
 
 
 class ReplicaDied(RemudaError):
@@ -60,11 +59,18 @@ class ReplicaDied(RemudaError):
 
     http_status = 503
     kind = "service_unavailable_error"
+    default_code = "replica_died"
 
     def __init__(self, message: str, *, node: int = 0, rank: int | None = None) -> None:
-        super().__init__(message, code="replica_died")
+        super().__init__(message)
         self.node = node
         self.rank = rank
+
+
+class PeerLost(RemudaError):
+    """A rank's neighbour is gone or silent. Seldom the cause of a failure: mostly its echo, as supervision takes it."""
+
+    default_code = "peer_lost"
 
 
 class ShuttingDown(RemudaError):

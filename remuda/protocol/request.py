@@ -75,6 +75,15 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     rank: int  # of the chosen token, 1 = most likely
 
 
+class RequestError(msgspec.Struct, frozen=True, array_like=True):
+    """Why the engine refused or ended a request: all that its client's error answer says."""
+
+    message: str
+    http_status: int  # 400 refused, 429 queue full, 500 failed
+    param: str | None = None
+    code: str | None = None
+
+
 class RequestOutput(msgspec.Struct, frozen=True, array_like=True):
     """What one step added to one request."""
 
@@ -85,8 +94,7 @@ class RequestOutput(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[TokenLogprobs] | None = None  # one per token id
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # whole prompt, once, with the first token
     cached_tokens: int = 0  # prompt tokens found in the prefix cache; set with the first token
-    error: str | None = None
-    error_status: int = 0  # HTTP status that fits `error`: 400 refused, 429 queue full, 500 failed
+    error: RequestError | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, tag="stats"):

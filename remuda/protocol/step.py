@@ -116,13 +116,14 @@ class RankReady(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
-    """A rank gives up: one-line message for the user, traceback for the log."""
+    """A rank gives up: one-line message for the user, traceback for the log, `code` if it was a RemudaError."""
 
     rank: int
     node: int
     phase: str
     message: str
-    traceback: str
+    traceback: str = ""
+    code: str | None = None
 
 
 class AdoptNative(msgspec.Struct, frozen=True, tag="adopt_native"):

@@ -77,8 +77,8 @@ def test_logits_that_are_not_finite_end_only_their_own_request(depth: int) -> No
     good, bad = request("good", [5, 6, 7], ignore_eos=True), request("bad", [8, 9], seed=77, ignore_eos=True)
     outcomes = run_to_end(core, [good, bad])
     final = outcomes["bad"].final
-    assert final is not None and final.finish_reason is FinishReason.ERROR and final.error_status == 500
-    assert "not finite" in (final.error or "")
+    assert final is not None and final.finish_reason is FinishReason.ERROR and final.error is not None
+    assert final.error.http_status == 500 and "not finite" in final.error.message
     assert outcomes["bad"].token_ids == brute_force(bad, 256)[0][:2]
     assert outcomes["good"].token_ids == brute_force(good, 256)[0]
     assert core.stats().kv_pages_used == 0

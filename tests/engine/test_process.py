@@ -170,8 +170,9 @@ def test_a_bad_request_is_refused_with_its_status_and_the_others_go_on() -> None
             e.channel.send(req)
         outputs = e.outputs_of("long", "good")
         refusal = outputs["long"][0]
-        assert refusal.finish_reason is FinishReason.ERROR and refusal.error_status == 400
-        assert "64" in (refusal.error or "")
+        assert refusal.finish_reason is FinishReason.ERROR and refusal.error is not None
+        assert refusal.error.http_status == 400 and "64" in refusal.error.message
+        assert (refusal.error.param, refusal.error.code) == ("prompt", "context_length_exceeded")
         assert [t for output in outputs["good"] for t in output.token_ids] == brute_force(good, 64)[0]
 
 
@@ -181,8 +182,9 @@ def test_beyond_the_bounded_queue_requests_are_refused_with_429() -> None:
         batch = [e.channel.encode(request(f"r{i}", [5, 6], max_tokens=200, ignore_eos=True)) for i in range(8)]
         e.channel.sock.sendall(b"".join(batch))
         outputs = e.outputs_of(*(f"r{i}" for i in range(8)))
-        statuses = [outputs[f"r{i}"][-1].error_status for i in range(8)]
-        assert statuses.count(429) == 6 and statuses.count(0) == 2
+        reasons = [outputs[f"r{i}"][-1].error for i in range(8)]
+        assert [reason and (reason.http_status, reason.code) for reason in reasons].count((429, "queue_full")) == 6
+        assert reasons.count(None) == 2
 
 
 def test_abort_and_cache_reset() -> None:

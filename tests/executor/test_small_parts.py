@@ -10,7 +10,7 @@ from remuda.executor.inproc import InprocExecutor
 from remuda.executor.noop import NoopExecutor
 from remuda.executor.sizing import agree_on_pages
 from remuda.kv.groups import pages_of_sequence
-from remuda.protocol.errors import ConfigError
+from remuda.protocol.errors import ConfigError, PeerLost
 from remuda.protocol.step import MemoryReport, RankFailed, StepPlan
 from tests.executor.replica import config, decode, prefill
 
@@ -50,7 +50,7 @@ def test_a_cache_that_cannot_hold_one_sequence_shows_the_table() -> None:
 
 def test_the_cause_is_the_kill_not_its_echo() -> None:
     echo = supervision.rank_failed(
-        RankFailed(1, 0, "serving", "RuntimeError: [pair.cc:553] Connection closed by peer [127.0.0.1]:4", "")
+        RankFailed(1, 0, "serving", "lost a tensor-parallel peer: ...", code=PeerLost.default_code)
     )
     kill = supervision.rank_killed(0, 3, 9)
     other = supervision.rank_disconnected(0, 2, "connection closed by peer")
@@ -62,7 +62,7 @@ def test_the_cause_is_the_kill_not_its_echo() -> None:
 
 
 def test_the_end_of_a_rank_does_not_hide_what_it_said() -> None:
-    late = supervision.rank_failed(RankFailed(1, 0, "serving", "the other ranks timed out", ""))
+    late = supervision.rank_failed(RankFailed(1, 0, "serving", "waited 60 s in vain", code=PeerLost.default_code))
     ends = [supervision.rank_exited(0, 1, 1), supervision.rank_disconnected(0, 1, "connection closed by peer")]
     assert supervision.cause([*ends, late]) is late
     silent = supervision.rank_exited(0, 2, 7)
@@ -71,11 +71,11 @@ def test_the_end_of_a_rank_does_not_hide_what_it_said() -> None:
 
 def test_equal_failures_are_told_once() -> None:
     failures = [RankFailed(rank, rank // 2, "weights", "model.safetensors is truncated", "") for rank in (2, 0, 1)]
-    failures.append(RankFailed(3, 1, "mesh", "RuntimeError: Connection reset by peer", "Traceback"))
+    failures.append(RankFailed(3, 1, "mesh", "could not connect the pipeline", code=PeerLost.default_code))
     text = supervision.describe_startup_failures(failures)
     assert text.splitlines()[0] == "rank 0, 1, 2 on node 0, 1 failed in phase weights: model.safetensors is truncated"
-    assert "Traceback" not in text
-    assert "Traceback" in supervision.describe_startup_failures(failures[-1:])
+    assert "pipeline" not in text
+    assert "pipeline" in supervision.describe_startup_failures(failures[-1:])
 
 
 def test_noop_follows_the_contract() -> None:

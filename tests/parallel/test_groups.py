@@ -18,6 +18,7 @@ from remuda.config.engine import ParallelConfig
 from remuda.parallel.collectives import SingleRank
 from remuda.parallel.groups import Groups, MeshError, Rendezvous, connect_groups, torch_link
 from remuda.parallel.topology import Topology, topology_of
+from remuda.protocol.errors import PeerLost
 
 CPU = torch.device("cpu")
 
@@ -184,7 +185,7 @@ def neighbour_leaves(groups: Groups, topology: Topology) -> list[Any]:
         link.close()
     else:
         link.post_hidden(1, 0)
-        with pytest.raises(RuntimeError, match="connection closed by peer"):
+        with pytest.raises(PeerLost, match="connection closed by peer"):
             link.receive_hidden(0)
     return []
 

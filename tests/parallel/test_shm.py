@@ -14,7 +14,7 @@ import torch
 
 from remuda.kernels.native import build, runtime
 from remuda.parallel.shm import SharedMemory, make_segment
-from remuda.protocol.errors import ReplicaDied
+from remuda.protocol.errors import PeerLost
 
 # Where the native library cannot be built there is nothing to test.
 if build.unavailable_reason() is not None:
@@ -98,7 +98,7 @@ def test_a_dead_peer_is_an_error_after_the_timeout() -> None:
     def body(group: SharedMemory) -> None:
         if group.rank == 1:
             os._exit(7)
-        with pytest.raises(ReplicaDied, match="waited"):
+        with pytest.raises(PeerLost, match="waited"):
             group.all_reduce_(torch.ones(4))
 
     assert run_ranks(3, body, timeout_s=0.5) == [0, 7, 0]
@@ -111,7 +111,7 @@ def test_closing_wakes_a_waiting_peer(tmp_path: Path) -> None:
             group.close()
             return
         group.barrier()
-        with pytest.raises(ReplicaDied, match="closed"):
+        with pytest.raises(PeerLost, match="closed"):
             group.barrier()
 
     assert run_ranks(2, body) == [0, 0]

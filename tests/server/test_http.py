@@ -17,7 +17,7 @@ import pytest
 
 import remuda
 from remuda.protocol.errors import ConfigError, ReplicaDied
-from remuda.protocol.request import FinishReason, RequestOutput, StepOutputs
+from remuda.protocol.request import FinishReason, RequestError, RequestOutput, StepOutputs
 from remuda.server.config import ServerConfig
 from remuda.server.listen import listen
 from tests.server.conftest import RunningServer
@@ -385,9 +385,12 @@ def test_one_failed_sequence_leaves_the_others_alone(serve: Serve) -> None:
         server.engine.wait_for(lambda: len(server.engine.open) == 2)
         victim = next(iter(server.engine.open))
         del server.engine.open[victim]
-        output = RequestOutput(victim, [], FinishReason.ERROR, error="too large for the cache", error_status=400)
-        server.engine.channel.send(StepOutputs([output]))
-        assert error_of(first.result())["message"] == "too large for the cache"
+        reason = RequestError("too large for the cache", 400, "prompt", "context_length_exceeded")
+        server.engine.channel.send(StepOutputs([RequestOutput(victim, [], FinishReason.ERROR, error=reason)]))
+        assert error_of(first.result()) == {
+            "message": "too large for the cache", "type": "invalid_request_error", "param": "prompt",
+            "code": "context_length_exceeded",
+        }  # fmt: skip
         server.engine.go.set()
         assert second.result().status_code == 200
 

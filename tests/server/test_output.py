@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from remuda.engine.intake import Intake
 from remuda.engine.output import OutputProcessor
 from remuda.protocol.errors import InvalidRequest, QueueFull
-from remuda.protocol.request import FinishReason, RequestOutput, TokenLogprobs
+from remuda.protocol.request import FinishReason, RequestError, RequestOutput, TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
 from tests.text import tiny
 
@@ -75,11 +75,12 @@ def test_without_a_tokenizer_there_are_ids_only() -> None:
     assert (processor.token_ids, processor.text()) == ([5, 6], "")
 
 
-def test_engine_errors_keep_their_status() -> None:
+def test_engine_errors_keep_status_param_and_code() -> None:
     for status, kind in ((400, InvalidRequest), (429, QueueFull)):
         processor = OutputProcessor(TOKENIZER, SamplingParams())
-        processor.push(output([], FinishReason.ERROR, error="why", error_status=status))
+        processor.push(output([], FinishReason.ERROR, error=RequestError("why", status, "n", "some_code")))
         assert isinstance(processor.error, kind) and processor.error.message == "why"
+        assert (processor.error.param, processor.error.code) == ("n", "some_code")
 
 
 def intake() -> Intake:
