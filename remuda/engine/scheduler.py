@@ -17,7 +17,7 @@ from remuda.engine.kv.manager import KVCacheManager
 from remuda.engine.prefill import PrefillSizer
 from remuda.engine.queue import WaitingQueue
 from remuda.engine.sequence import Sequence, Status
-from remuda.kv.groups import longest_in_pages
+from remuda.kv.groups import SequencePages
 from remuda.protocol.errors import ConfigError
 from remuda.protocol.step import NewSequence, PageGrant, StepPlan
 
@@ -68,7 +68,7 @@ class Scheduler:
         self._max_unseen = -(-self.steps_in_flight // self._stages)
         groups, block_size = config.model.kv_groups, config.cache.block_size
         self.kv = KVCacheManager(groups, num_pages, block_size, config.cache.enable_prefix_caching)
-        self.longest_sequence = longest_in_pages(groups, num_pages - 1, block_size, limits.max_model_len)
+        self.longest_sequence = SequencePages(groups, block_size).longest(num_pages - 1, limits.max_model_len)
         if self.longest_sequence < 2:
             raise ConfigError(f"{num_pages - 1} KV pages do not hold one sequence: give the cache more memory")
         self.waiting = WaitingQueue(limits.max_waiting)

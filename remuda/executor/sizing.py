@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remuda.config.engine import EngineConfig
-from remuda.kv.groups import pages_of_sequence
+from remuda.kv.groups import SequencePages
 from remuda.parallel.topology import node_of
 from remuda.protocol.errors import ConfigError
 from remuda.protocol.step import MemoryReport
@@ -13,13 +13,12 @@ def most_useful_pages(config: EngineConfig) -> int:
     """Every slot at max_model_len, what one step writes on top of that, and the null page."""
     scheduler, groups, block_size = config.scheduler, config.model.kv_groups, config.cache.block_size
     step = len(groups) * -(-scheduler.max_num_batched_tokens // block_size)
-    return scheduler.max_num_seqs * pages_of_sequence(groups, scheduler.max_model_len, block_size) + step + 1
+    return scheduler.max_num_seqs * SequencePages(groups, block_size).of(scheduler.max_model_len) + step + 1
 
 
 def agree_on_pages(config: EngineConfig, reports: list[MemoryReport]) -> int:
     """Pages for every rank, the null page included. Raises ConfigError with a table if one sequence does not fit."""
-    length, block_size = config.scheduler.max_model_len, config.cache.block_size
-    needed = pages_of_sequence(config.model.kv_groups, length, block_size) + 1
+    needed = SequencePages(config.model.kv_groups, config.cache.block_size).of(config.scheduler.max_model_len) + 1
     if config.cache.num_pages_override is not None:
         pages = config.cache.num_pages_override
     else:

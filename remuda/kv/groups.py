@@ -9,6 +9,7 @@ A group whose attention forgets gives a page back as soon as nobody will see it 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,19 +72,24 @@ def stage_page(
     return StagePage((kinds.pop(),) * depth)
 
 
-def pages_of_sequence(groups: Sequence[KVGroup], length: int, block_size: int, step_tokens: int = 1) -> int:
-    """Upper bound of the pages that one sequence holds on the way to `length` tokens, in steps of `step_tokens`."""
-    pages = 0
-    for group in groups:
-        pages += group.spec.most_blocks(length, block_size, step_tokens)
-    return pages
+class SequencePages:
+    """How many pages one sequence holds at most on its way to a length, in steps of up to `step_tokens`."""
 
+    def __init__(self, groups: Sequence[KVGroup], block_size: int, step_tokens: int = 1) -> None:
+        self._block_size = block_size
+        most_blocks = Counter(group.spec.most_blocks(block_size, step_tokens) for group in groups)
+        self._caps = list(most_blocks.items())  # (blocks held at most, groups that it is true of)
 
-def longest_in_pages(groups: Sequence[KVGroup], pages: int, block_size: int, limit: int, step_tokens: int = 1) -> int:
-    """Tokens of the longest sequence that `pages` pages hold: `limit`, or whole blocks below it, perhaps none."""
-    if pages_of_sequence(groups, limit, block_size, step_tokens) <= pages:
-        return limit
-    blocks = range(1, limit // block_size + 1)
-    return block_size * bisect_right(
-        blocks, pages, key=lambda count: pages_of_sequence(groups, count * block_size, block_size, step_tokens)
-    )
+    def of(self, length: int) -> int:
+        """An upper bound for `length` tokens."""
+        blocks, pages = -(-length // self._block_size), 0
+        for most, groups in self._caps:
+            pages += groups * (blocks if blocks < most else most)
+        return pages
+
+    def longest(self, pages: int, limit: int) -> int:
+        """Tokens of the longest sequence that `pages` pages hold: `limit`, or whole blocks below it, perhaps none."""
+        if self.of(limit) <= pages:
+            return limit
+        size = self._block_size
+        return size * bisect_right(range(1, limit // size + 1), pages, key=lambda blocks: self.of(blocks * size))

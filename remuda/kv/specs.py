@@ -15,7 +15,7 @@ import msgspec
 
 from remuda.protocol.dtypes import VALUE_BYTES
 
-NEVER = 1 << 62
+NEVER = 1 << 62  # past any position or count
 
 
 class KVShape(msgspec.Struct, frozen=True):
@@ -79,12 +79,12 @@ class AttentionSpec(msgspec.Struct, frozen=True):
         """The first position after `position` at which a block more can be freed."""
         return self.forgotten_at((self.first_block(position, block_size) + 1) * block_size - 1)
 
-    def most_blocks(self, length: int, block_size: int, step_tokens: int) -> int:
-        """Most blocks held at once on the way to `length` tokens, in steps of up to `step_tokens`.
+    def most_blocks(self, block_size: int, step_tokens: int) -> int:
+        """Most blocks that a sequence of any length holds at once when it is computed in steps of `step_tokens`.
 
         During a step these are what its first query sees and what the step writes.
         """
-        return -(-length // block_size)
+        return NEVER
 
     # ------------------------------------------------------------------------------------------------- memory
 
@@ -117,11 +117,11 @@ class ChunkedLocal(AttentionSpec, frozen=True, tag="chunked"):
     def forgotten_at(self, key: int) -> int:
         return (key // self.chunk + 1) * self.chunk
 
-    def most_blocks(self, length: int, block_size: int, step_tokens: int) -> int:
-        span = min(length, self.chunk - 1 + step_tokens)
+    def most_blocks(self, block_size: int, step_tokens: int) -> int:
+        span = self.chunk - 1 + step_tokens
         if self.chunk % block_size == 0:  # a chunk begins with a block
             return -(-span // block_size)
-        return min(-(-length // block_size), _blocks_touched(span, block_size))
+        return _blocks_touched(span, block_size)
 
 
 class SlidingWindow(AttentionSpec, frozen=True, tag="window"):
@@ -139,9 +139,8 @@ class SlidingWindow(AttentionSpec, frozen=True, tag="window"):
     def forgotten_at(self, key: int) -> int:
         return key + self.window
 
-    def most_blocks(self, length: int, block_size: int, step_tokens: int) -> int:
-        span = min(length, self.window - 1 + step_tokens)
-        return min(-(-length // block_size), _blocks_touched(span, block_size))
+    def most_blocks(self, block_size: int, step_tokens: int) -> int:
+        return _blocks_touched(self.window - 1 + step_tokens, block_size)
 
 
 AnyAttention = FullAttention | ChunkedLocal | SlidingWindow  # what travels: told apart by its tag

@@ -11,7 +11,7 @@ from remuda.config.model import ModelConfig
 from remuda.config.resolve import resolve_engine
 from remuda.executor.sizing import most_useful_pages
 from remuda.hub.source import HubOptions, find_model
-from remuda.kv.groups import longest_in_pages
+from remuda.kv.groups import SequencePages
 from remuda.models.registry import read_model_config
 from remuda.planner.host import free_host_bytes, kv_bytes_of_rank
 from remuda.planner.layout import check_tensor_parallel
@@ -81,7 +81,7 @@ def longest_sequence(model: ModelConfig, parallel: ParallelConfig, cache: CacheC
     largest_page = max(stage.page_bytes for stage in plan_memory(model, parallel, cache.block_size))
     pages = cache.num_pages_override or kv_bytes_per_rank(model, parallel, cache) // largest_page
     size, limit = cache.block_size, model.max_position_embeddings
-    longest = longest_in_pages(model.kv_groups, pages - 1, size, limit, step_tokens)  # page 0 is nobody's
+    longest = SequencePages(model.kv_groups, size, step_tokens).longest(pages - 1, limit)  # page 0 is nobody's
     if not longest:
         raise ConfigError(
             f"the KV cache has room for {pages} pages of {size} tokens, not enough for one sequence: raise "

@@ -11,7 +11,7 @@ import pytest
 from remuda.config.arguments import ENGINE_FLAGS
 from remuda.config.engine import EngineConfig
 from remuda.config.parser import options_from_keywords
-from remuda.kv.groups import pages_of_sequence
+from remuda.kv.groups import SequencePages
 from remuda.launch.resolve import engine_config
 from remuda.models.llama.tiny import llama3_config
 from remuda.models.llama4.tiny import maverick_config
@@ -56,9 +56,8 @@ def test_the_automatic_length_is_the_longest_that_the_cache_holds(model: Path, p
     config = resolve(model, num_gpu_blocks_override=pages, max_num_batched_tokens=step, max_num_seqs=4)
     length = config.scheduler.max_model_len
     assert length % 16 == 0
-    groups = config.model.kv_groups
-    assert pages_of_sequence(groups, length, 16, step) < pages
-    assert pages_of_sequence(groups, length + 16, 16, step) >= pages
+    needed = SequencePages(config.model.kv_groups, 16, step)
+    assert needed.of(length) < pages <= needed.of(length + 16)
 
 
 def test_explicit_stage_boundaries(model: Path) -> None:

@@ -9,7 +9,7 @@ from remuda.executor import supervision
 from remuda.executor.inproc import InprocExecutor
 from remuda.executor.noop import NoopExecutor
 from remuda.executor.sizing import agree_on_pages
-from remuda.kv.groups import pages_of_sequence
+from remuda.kv.groups import SequencePages
 from remuda.protocol.errors import ConfigError, PeerLost
 from remuda.protocol.step import MemoryReport, RankFailed, StepPlan
 from tests.executor.replica import config, decode, prefill
@@ -31,7 +31,7 @@ def auto(**scheduler: int):  # type: ignore[no-untyped-def]
 def test_the_poorest_rank_decides() -> None:
     # 64 tokens in pages of 4: 16 for the full group, and what a chunk of 10 may overlap for the chunked one.
     setup = auto()
-    assert pages_of_sequence(setup.model.kv_groups, 64, 4) == 16 + 4
+    assert SequencePages(setup.model.kv_groups, 4).of(64) == 16 + 4
     assert agree_on_pages(setup, [report(0, 90_000), report(1, 50_000)]) == 50
     assert agree_on_pages(setup, [report(0, 90_000), report(1, 90_000, 3000)]) == 30
 

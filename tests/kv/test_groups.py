@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from remuda.kv.groups import group_layers, kv_places, longest_in_pages, pages_of_sequence, stage_page
+from remuda.kv.groups import SequencePages, group_layers, kv_places, stage_page
 from remuda.kv.specs import AnyAttention, AttentionSpec, ChunkedLocal, FullAttention, KVShape, PageTensor, SlidingWindow
 from remuda.protocol.errors import ConfigError
 
@@ -69,12 +69,13 @@ def test_a_kind_may_keep_something_else_but_not_beside_keys_and_values() -> None
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_longest_in_pages_is_the_longest_that_fits(seed: int) -> None:
+def test_the_longest_sequence_is_the_longest_that_fits(seed: int) -> None:
     rng = random.Random(seed)
     groups = group_layers(specs_of(rng.choice(["F", "C", "W", "CF", "WF", "CWF", "CCCF", "WWWWWF"])))
     size, step, limit, pages = rng.randint(1, 6), rng.choice([1, 4, 30]), rng.randint(1, 120), rng.randint(0, 90)
-    fitting = [n for n in range(1, limit + 1) if pages_of_sequence(groups, n, size, step) <= pages]
-    found = longest_in_pages(groups, pages, size, limit, step)
+    needed = SequencePages(groups, size, step)
+    fitting = [n for n in range(1, limit + 1) if needed.of(n) <= pages]
+    found = needed.longest(pages, limit)
     if limit in fitting:
         assert found == limit
     else:

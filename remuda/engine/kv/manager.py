@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from remuda.engine.kv.pool import NULL_PAGE, PagePool
 from remuda.engine.kv.prefix import BlockHasher
-from remuda.kv.groups import KVGroup, pages_of_sequence
+from remuda.kv.groups import KVGroup, SequencePages
 from remuda.kv.specs import NEVER
 from remuda.protocol.request import ImageInput
 
@@ -39,7 +39,7 @@ class KVCacheManager:
         self.caching = caching
         self.pool = PagePool(num_pages, len(groups))
         self._num_groups = len(groups)
-        self._groups = tuple(groups)
+        self.pages_of = SequencePages(groups, block_size).of  # (length): bound for one that grows token by token
         self._keeping = [g for g, group in enumerate(groups) if not group.spec.forgets]
         self._forgetting = [(g, group.spec) for g, group in enumerate(groups) if group.spec.forgets]
         self._borders = tuple(
@@ -48,10 +48,6 @@ class KVCacheManager:
         self._hasher = BlockHasher(block_size)
 
     # ----------------------------------------------------------------------------------------------- sizes
-
-    def pages_of(self, length: int) -> int:
-        """Upper bound of the pages that a sequence of `length` tokens holds while it grows token by token."""
-        return pages_of_sequence(self._groups, length, self.block_size)
 
     def held(self, table: PageTable) -> int:
         """Pages that the table holds now."""
