@@ -18,9 +18,9 @@ class Tile:
 
 
 def decode_tile(head_dim: int, dtype: torch.dtype) -> Tile:
-    """Keys and values of 32 KB a tile, two tiles on their way besides their page numbers."""
+    """Keys and values of 32 KB a tile, two tiles on their way: page numbers take every other stage."""
     keys = 8192 // head_dim
-    return Tile(16, keys // 2 if dtype is torch.float32 else keys, warps=4, stages=4)
+    return Tile(16, keys // 2 if dtype is torch.float32 else keys, warps=4, stages=5)
 
 
 def prompt_tile(head_dim: int, dtype: torch.dtype, queries: int) -> Tile:

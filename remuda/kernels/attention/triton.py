@@ -64,8 +64,8 @@ def _attend(
 @triton.jit
 def _decode(
     q, k, v, out, tables, context, partial, peaks, sums, counter, scale, v_scale, chunk, window,
-    stride_q, stride_table, stride_page,
-    K: tl.constexpr, G: tl.constexpr, M: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr,
+    stride_q, stride_out, stride_table, stride_page,
+    G: tl.constexpr, M: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr,
     SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One part of a row's keys for one key head; the last part to arrive adds the parts up."""
@@ -96,12 +96,12 @@ def _decode(
             state, q_MD, k, v, table, key_N, seen_N[None, :], seen_N, scale, head, stride_page, D, PAGE, True
         )
     acc_MD, peak_M, sum_M = state
-    out_row = out + row.to(tl.int64) * (K * G * D)
+    out_row = out + row.to(tl.int64) * stride_out
     if active == 1:
         out_MD = acc_MD * (v_scale / tl.where(sum_M > 0.0, sum_M, 1.0))[:, None]
         tl.store(out_row + place_MD, out_MD.to(out.dtype.element_ty), mask=inside_M1)
     elif SPLITS > 1:
-        pair = row * K + head
+        pair = row * tl.num_programs(1) + head
         part_M = (pair * SPLITS + split) * G + m
         tl.store(partial + part_M.to(tl.int64)[:, None] * D + d[None, :], acc_MD, mask=inside_M1)
         tl.store(peaks + part_M, peak_M, mask=m < G)
@@ -134,8 +134,8 @@ def _combine(
 @triton.jit
 def _prompt(
     q, k, v, out, tables, query_start, context, scale, v_scale, chunk, window, first_row,
-    stride_q, stride_table, stride_page,
-    K: tl.constexpr, G: tl.constexpr, M: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr,
+    stride_q, stride_out, stride_table, stride_page,
+    G: tl.constexpr, M: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """M queries of one row and key head, the G heads of a token side by side. Long tiles start first."""
@@ -175,7 +175,7 @@ def _prompt(
         state = _attend(state, q_MD, k, v, table, key_N, None, None, scale, head, stride_page, D, PAGE, False)
     acc_MD, _, sum_M = state
     out_MD = acc_MD * (v_scale / tl.where(sum_M > 0.0, sum_M, 1.0))[:, None]
-    place_M = (token_M * (K * G) + head_M) * D
+    place_M = token_M * stride_out + head_M * D
     tl.store(out + place_M[:, None] + d[None, :], out_MD.to(out.dtype.element_ty), mask=inside_M1)
 
 
@@ -226,8 +226,8 @@ def _run_decode(
     _decode[(rows, K, splits)](
         q_TQD, k, v, out_TQD, table_SB, batch.context_S, partial[2 * parts :], partial, partial[parts:],
         counters("attention", q_TQD.device, _MAX_COUNTERS), *scales, *limits,
-        q_TQD.stride(0), table_SB.stride(0), k.stride(0),
-        K=K, G=heads, M=max(16, power_of_two(heads)), D=D, PAGE=page, N=tile.keys, SPLITS=splits, PDL=pdl,
+        q_TQD.stride(0), out_TQD.stride(0), table_SB.stride(0), k.stride(0),
+        G=heads, M=max(16, power_of_two(heads)), D=D, PAGE=page, N=tile.keys, SPLITS=splits, PDL=pdl,
         num_warps=tile.warps, num_stages=tile.stages, **early(pdl),
     )  # fmt: skip
 
@@ -241,8 +241,8 @@ def _run_prompt(
     tile = prompt_tile(D, q_TQD.dtype, batch.max_query * heads)
     _prompt[(triton.cdiv(batch.max_query * heads, tile.queries), K, rows)](
         q_TQD, k, v, out_TQD, table_SB, batch.query_start_S1, batch.context_S, *scales, *limits, batch.num_decodes,
-        q_TQD.stride(0), table_SB.stride(0), k.stride(0),
-        K=K, G=heads, M=tile.queries, D=D, PAGE=page, N=tile.keys, PDL=pdl,
+        q_TQD.stride(0), out_TQD.stride(0), table_SB.stride(0), k.stride(0),
+        G=heads, M=tile.queries, D=D, PAGE=page, N=tile.keys, PDL=pdl,
         num_warps=tile.warps, num_stages=tile.stages, **early(pdl),
     )  # fmt: skip
 
