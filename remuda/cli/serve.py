@@ -12,10 +12,9 @@ from remuda.cli.startup import StartupPrinter, invitation
 from remuda.config.arguments import ENGINE_FLAGS, SERVER_FLAGS
 from remuda.config.engine import EngineConfig
 from remuda.config.parser import FlagParser
-from remuda.config.resolve import describe
 from remuda.hub.source import MODEL_HELP
 from remuda.launch import http_process
-from remuda.launch.resolve import engine_config
+from remuda.launch.resolve import describe, engine_config
 from remuda.launch.server_options import server_config
 from remuda.protocol.request import EngineReady
 from remuda.server.config import ServerConfig

@@ -157,7 +157,7 @@ ENGINE_FLAGS = (
             Flag("kv-cache-memory-bytes", "KV cache per rank; overrides the utilization (e.g. 2G)", size_in_bytes,
                  metavar="SIZE"),
             Flag("gpu-memory-utilization", "share of the device's memory for weights and cache; on CPU: of free memory",
-                 fraction, aliases=("--cpu-memory-utilization",), metavar="SHARE"),
+                 fraction, 0.9, aliases=("--cpu-memory-utilization",), metavar="SHARE"),
             Flag("num-gpu-blocks-override", "KV pages per rank, exactly", count, metavar="PAGES"),
             Flag("enable-prefix-caching", "reuse the KV of equal prompt beginnings", bool, True),
             Flag("kv-cache-dtype", "type of the cache; auto: the compute type", default="auto", choices=("auto",)),

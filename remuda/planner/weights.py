@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remuda.config.model import ModelConfig
+from remuda.protocol.dtypes import VALUE_BYTES
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def parameter_bytes(model: ModelConfig, index: int | None = None, part: str = ""
     """Bytes of one parameter of a part of layer `index`, or of what lies beside the layers."""
     if index is not None and part in model.layers[index].fp8:
         return 1
-    return 4 if model.dtype == "float32" else 2
+    return VALUE_BYTES[model.dtype]
 
 
 def layer_bytes(model: ModelConfig, index: int, weights: LayerWeights) -> dict[str, int]:

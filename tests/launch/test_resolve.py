@@ -119,3 +119,18 @@ def test_the_configuration_hash_is_the_same_on_every_node(model: Path) -> None:
     layout = {"pipeline_parallel_size": 2, "nnodes": 2, "max_model_len": 64}
     digests = {resolve(model, **layout, node_rank=rank).digest() for rank in range(2)}
     assert len(digests) == 1
+
+
+def test_no_flag_is_ignored(model: Path) -> None:
+    """Every flag of the engine is read on the way to its configuration; those below have one effect only."""
+
+    class Recorder(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            self.setdefault("read", set()).add(key)
+            return super().__getitem__(key)
+
+    options = Recorder(options_from_keywords(ENGINE_FLAGS, {}) | {"model": str(model), "max_model_len": 64})
+    engine_config(options)
+    names = {flag.key for group in ENGINE_FLAGS for flag in group.flags}
+    of_the_tokenizer, with_one_value = {"tokenizer"}, {"load_format", "kv_cache_dtype"}
+    assert names - options["read"] == of_the_tokenizer | with_one_value

@@ -1,0 +1,110 @@
+"""What a flag comes to once the model and the machine are known, and the combinations that are refused.
+
+Everything here raises ConfigError: one line that names the options and the values that would work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from remuda.config.model import ModelConfig
+from remuda.planner.layout import check_tensor_parallel
+from remuda.planner.partition import partition_layers
+from remuda.protocol.errors import ConfigError
+
+_MAX_STEPS_IN_FLIGHT = 64
+_MAX_THREADS = 1024  # torch dies of far more
+
+
+def check_layout(options: Mapping[str, Any], model: ModelConfig) -> None:
+    """The model must be cut into the ranks, and the ranks dealt to the nodes."""
+    tp, pp = options["tensor_parallel_size"], options["pipeline_parallel_size"]
+    nnodes, node_rank = options["nnodes"], options["node_rank"]
+    check_tensor_parallel(model, tp, options["enable_expert_parallel"])
+    if pp > model.num_layers:
+        raise ConfigError(f"--pipeline-parallel-size {pp}: the model has only {model.num_layers} layers")
+    if (tp * pp) % nnodes:
+        raise ConfigError(f"--nnodes {nnodes} does not divide the {tp} x {pp} = {tp * pp} ranks")
+    if not 0 <= node_rank < nnodes:
+        raise ConfigError(f"--node-rank {node_rank} must be 0 to {nnodes - 1} with --nnodes {nnodes}")
+    if nnodes > 1 and pp % nnodes:
+        raise ConfigError(
+            f"--nnodes {nnodes}: each node holds whole stages; choose a --pipeline-parallel-size it divides"
+        )
+
+
+def layer_partition(given: str | None, options: Mapping[str, Any], model: ModelConfig) -> tuple[int, ...]:
+    """--pipeline-layer-partition, or a cut by what each layer costs."""
+    pp = options["pipeline_parallel_size"]
+    if given is None:
+        return partition_layers(model, options["tensor_parallel_size"], pp)
+    parts = given.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--pipeline-layer-partition {given}: write layers per stage, for example 25,23")
+    layers = tuple(int(part) for part in parts)
+    if len(layers) != pp or sum(layers) != model.num_layers:
+        raise ConfigError(
+            f"--pipeline-layer-partition {given} has {len(layers)} stages and {sum(layers)} layers, "
+            f"not {pp} stages and {model.num_layers} layers"
+        )
+    return layers
+
+
+def check_scheduling(options: Mapping[str, Any]) -> None:
+    seqs, batched = options["max_num_seqs"], options["max_num_batched_tokens"]
+    if seqs > batched:
+        raise ConfigError(f"--max-num-seqs {seqs} exceeds --max-num-batched-tokens {batched}: raise the latter")
+    if not options["enable_chunked_prefill"]:
+        raise ConfigError("--no-enable-chunked-prefill is not supported: raise --max-num-batched-tokens instead")
+    if options["long_prefill_token_threshold"] < 0:
+        raise ConfigError("--long-prefill-token-threshold must not be negative")
+
+
+def model_length(asked: int | None, model: ModelConfig) -> int | None:
+    """--max-model-len; None: what the cache will hold."""
+    if asked is not None and asked > model.max_position_embeddings:
+        raise ConfigError(
+            f"--max-model-len {asked} exceeds the model's {model.max_position_embeddings} (max_position_embeddings)"
+        )
+    return asked
+
+
+def steps_in_flight(steps: int, options: Mapping[str, Any]) -> int:
+    """--steps-in-flight (0: stages + 1), at most one for each stage without --async-scheduling."""
+    if not 0 <= steps <= _MAX_STEPS_IN_FLIGHT:
+        raise ConfigError(f"--steps-in-flight must be 0 (automatic) to {_MAX_STEPS_IN_FLIGHT}, not {steps}")
+    if options["async_scheduling"]:
+        return steps
+    stages: int = options["pipeline_parallel_size"]
+    if steps > stages:
+        raise ConfigError(f"--no-async-scheduling contradicts --steps-in-flight {steps}")
+    return steps or stages
+
+
+def executor_backend(name: str, world_size: int) -> str:
+    """mp, or inproc, which vLLM calls uni."""
+    if name in ("ray", "external_launcher"):
+        raise ConfigError(
+            f"--distributed-executor-backend {name} is not supported yet: use mp, with --nnodes for several machines"
+        )
+    if name == "mp":
+        return name
+    if world_size > 1:
+        raise ConfigError(f"--distributed-executor-backend {name} runs one rank, not {world_size}: use mp")
+    return "inproc"
+
+
+def device(name: str) -> str:
+    """Where the ranks compute; auto: on the CPU, the only place so far."""
+    return "cpu" if name == "auto" else name
+
+
+def threads_per_rank(told: int) -> int:
+    """By the flag or by OMP_NUM_THREADS; 0 lets every node deal its cores to its ranks."""
+    by_environment = os.environ.get("OMP_NUM_THREADS", "")
+    threads = told or (int(by_environment) if by_environment.isdecimal() else 0)
+    if not 0 <= threads <= _MAX_THREADS:
+        raise ConfigError(f"--threads-per-rank (or OMP_NUM_THREADS) must be 0 to {_MAX_THREADS}, not {threads}")
+    return threads
