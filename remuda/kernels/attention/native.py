@@ -27,7 +27,7 @@ def paged_attention(
     if q_TQD.stride(1) != q_TQD.shape[2] or q_TQD.stride(2) != 1:
         q_TQD = q_TQD.contiguous()
     out_TQD = torch.empty(q_TQD.shape, dtype=torch.bfloat16)
-    layer = kv.layer(k, v, q_TQD.shape[1], chunk or 0, scale, -1.0, False)
+    layer = kv.layer(k, v, q_TQD.shape[1], chunk or 0, scale)
     runtime.library.remuda_attention(
         layer, kv.step(batch, group), q_TQD.data_ptr(), q_TQD.stride(0), out_TQD.data_ptr()
     )

@@ -7,12 +7,13 @@
 /* One layer of one rank. k, v: [pages, kv_heads, block_size, head_dim] bf16, pages page_step values apart. */
 typedef struct {
     bf16 *k, *v;
+    const bf16 *q_norm, *k_norm; /* [head_dim] each: weights of the per-head norm, or NULL */
     int64_t page_step;
     int64_t chunk;   /* positions per attention chunk, 0: full attention */
     float scale;     /* of the scores */
-    float norm_eps;  /* of the per-head norm after rope; negative: none */
+    float norm_eps;  /* of the per-head norm; negative: none */
     int32_t heads, kv_heads, head_dim, block_size;
-    int32_t interleaved;
+    int32_t interleaved, norm_first; /* norm_first: the norm comes before rope */
 } kv_layer;
 
 /* One step as one KV group sees it. Row s owns the query tokens [query_start[s], query_start[s + 1]). */

@@ -37,21 +37,36 @@ typedef struct {
     int64_t tokens_per_task;
 } rope_job;
 
+static float rms(const float *x, int64_t d, float eps) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t i = 0; i < d; i += 16) squares = _mm512_fmadd_ps(_mm512_load_ps(x + i), _mm512_load_ps(x + i), squares);
+    return sqrtf(_mm512_reduce_add_ps(squares) / (float)d + eps);
+}
+
+/* x / rms(x) * weight. */
+static void norm_head(float *x, const bf16 *weight, int64_t d, float eps) {
+    const __m512 factor = _mm512_set1_ps(1.0f / rms(x, d, eps));
+    for (int64_t i = 0; i < d; i += 16) {
+        const __m512 normed = _mm512_mul_ps(_mm512_load_ps(x + i), factor);
+        _mm512_store_ps(x + i, weight ? _mm512_mul_ps(normed, load_bf16(weight + i)) : normed);
+    }
+}
+
 /* Rotate, norm and scale one head of source into target. */
-static void finish_head(const rope_job *job, int64_t token, const bf16 *source, bf16 *target, float factor) {
+static void finish_head(const rope_job *job, int64_t token, const bf16 *source, const bf16 *weight, bf16 *target, float factor) {
     const kv_layer *layer = job->layer;
     const int64_t d = layer->head_dim;
     _Alignas(64) float x[MAX_HEAD_DIM];
     for (int64_t i = 0; i < d; i += 16) _mm512_store_ps(x + i, load_bf16(source + i));
+    if (layer->norm_eps >= 0 && layer->norm_first) norm_head(x, weight, d, layer->norm_eps);
     if (job->cos_sin) {
         const float *cos = job->cos_sin + token * d, *sin = cos + d / 2;
         if (layer->interleaved) rotate_interleaved(x, cos, sin, d);
         else rotate_halves(x, cos, sin, d);
     }
-    if (layer->norm_eps >= 0) {
-        __m512 squares = _mm512_setzero_ps();
-        for (int64_t i = 0; i < d; i += 16) squares = _mm512_fmadd_ps(_mm512_load_ps(x + i), _mm512_load_ps(x + i), squares);
-        factor /= sqrtf(_mm512_reduce_add_ps(squares) / (float)d + layer->norm_eps);
+    if (layer->norm_eps >= 0 && !layer->norm_first) {
+        if (weight) norm_head(x, weight, d, layer->norm_eps);
+        else factor /= rms(x, d, layer->norm_eps);
     }
     for (int64_t i = 0; i < d; i += 16) store_bf16(target + i, _mm512_mul_ps(_mm512_load_ps(x + i), _mm512_set1_ps(factor)));
 }
@@ -63,12 +78,12 @@ static void rope_token(const rope_job *job, int64_t token) {
     const bool plain = !job->cos_sin && layer->norm_eps < 0;
     const float temperature = job->temperature ? job->temperature[token] : 1.0f;
     if (!plain || temperature != 1.0f) {
-        for (int64_t h = 0; h < layer->heads; h++) finish_head(job, token, q + h * d, q + h * d, temperature);
+        for (int64_t h = 0; h < layer->heads; h++) finish_head(job, token, q + h * d, layer->q_norm, q + h * d, temperature);
     }
     for (int64_t h = 0; h < layer->kv_heads; h++) {
         const int64_t at = slot / block * layer->page_step + (h * block + slot % block) * d;
         if (plain) memcpy(layer->k + at, key + h * d, d * sizeof(bf16));
-        else finish_head(job, token, key + h * d, layer->k + at, 1.0f);
+        else finish_head(job, token, key + h * d, layer->k_norm, layer->k + at, 1.0f);
         memcpy(layer->v + at, value + h * d, d * sizeof(bf16));
     }
 }

@@ -19,10 +19,11 @@ class KVLayer(ctypes.Structure):
     """kv.h kv_layer."""
 
     _fields_ = [
-        ("k", c_void_p), ("v", c_void_p), ("page_step", c_int64), ("chunk", c_int64),
+        ("k", c_void_p), ("v", c_void_p), ("q_norm", c_void_p), ("k_norm", c_void_p),
+        ("page_step", c_int64), ("chunk", c_int64),
         ("scale", c_float), ("norm_eps", c_float),
         ("heads", c_int32), ("kv_heads", c_int32), ("head_dim", c_int32), ("block_size", c_int32),
-        ("interleaved", c_int32),
+        ("interleaved", c_int32), ("norm_first", c_int32),
     ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def rope_kv(
 ) -> torch.Tensor:
     """The queries are finished in place: the result is a view of `qkv_TX`."""
     heads, width = layout.num_heads, layout.head_dim
-    layer = kv.layer(k, v, heads, 0, 1.0, -1.0 if norm is None else norm.eps, layout.interleaved)
+    layer = kv.layer(k, v, heads, interleaved=layout.interleaved, norm=norm)
     runtime.library.remuda_rope_kv(
         layer, kv.step(batch, group), qkv_TX.data_ptr(), qkv_TX.stride(0),
         None if cos_sin_TD is None else cos_sin_TD.data_ptr(),

@@ -97,10 +97,19 @@ def test_pages_past_the_context_are_never_read_into_the_result() -> None:
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize(("rope", "norm_eps", "tuned"), [(True, None, False), (True, 1e-5, False), (False, None, True)])
+@pytest.mark.parametrize(
+    ("rope", "norm", "tuned"),
+    [
+        (True, "none", False),
+        (True, "after rope", False),
+        (True, "before rope, weights", False),
+        (True, "after rope, weights", True),
+        (False, "none", True),
+    ],
+)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(8, 2, 32), (3, 1, 16), (4, 4, 128)])
 def test_rope_kv(
-    heads: int, kv_heads: int, head_dim: int, interleaved: bool, rope: bool, norm_eps: float | None, tuned: bool
+    heads: int, kv_heads: int, head_dim: int, interleaved: bool, rope: bool, norm: str, tuned: bool
 ) -> None:
     batch, pages = make_batch([(1, 20), (1, 33), (45, 60)], 16)
     tokens = int(batch.query_start_S1[-1])
@@ -109,12 +118,12 @@ def test_rope_kv(
     cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1) if rope else None
     temperature = torch.rand(tokens) + 1 if tuned else None
     layout = HeadLayout(heads, kv_heads, head_dim, interleaved)
+    weights = [torch.rand(head_dim).bfloat16() + 0.5 for _ in "qk"] if "weights" in norm else [None, None]
+    head_norm = None if norm == "none" else HeadNorm(1e-5, "before" in norm, *weights)
     results = []
     for kernel in (rotary.rope_kv, torch_rotary.rope_kv):
         k, v = (torch.zeros(pages, kv_heads, 16, head_dim).bfloat16() for _ in range(2))
-        q = kernel(
-            qkv.clone(), cos_sin, temperature, layout, batch, 1, k, v, None if norm_eps is None else HeadNorm(norm_eps)
-        )
+        q = kernel(qkv.clone(), cos_sin, temperature, layout, batch, 1, k, v, head_norm)
         results.append((q, k, v))
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
