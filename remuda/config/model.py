@@ -33,6 +33,7 @@ class MoEConfig(msgspec.Struct, frozen=True):
     top_k: int
     intermediate_size: int  # of one expert
     shared_intermediate_size: int  # 0: no shared expert
+    renormalize: bool = False  # softmax routing: whether the chosen weights are made to add up to 1
 
 
 class VisionConfig(msgspec.Struct, frozen=True):

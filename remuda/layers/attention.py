@@ -11,6 +11,7 @@ from remuda.kernels.table import HeadLayout, HeadNorm, KernelTable
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.batch import ForwardBatch
 from remuda.layers.linear import QKVParallelLinear, RowParallelLinear
+from remuda.layers.norm import replicated
 
 if TYPE_CHECKING:
     import torch
@@ -51,3 +52,17 @@ class Attention(Layer):
         q_TQD = self.rope_kv(qkv_TX, angles_TD, temperature_T, self.heads, batch, self.group, k, v, self.norm)
         o_TQD = self.paged_attention(q_TQD, k, v, batch, self.group, self.chunk, self.scale, self.window)
         return self.output(o_TQD.flatten(1))
+
+
+class NormedHeadsAttention(Attention):
+    """With an RMS norm, weights included, of every query and key head before rope."""
+
+    def __init__(self, context: BuildContext, prefix: str, index: int, group: int, depth: int) -> None:
+        super().__init__(context, prefix, index, group, depth)
+        width = (context.config.head_dim,)
+        self.eps = context.config.rms_norm_eps
+        self.q_norm = replicated(context, f"{prefix}.q_norm.weight", width)
+        self.k_norm = replicated(context, f"{prefix}.k_norm.weight", width)
+
+    def pack(self, kernels: KernelTable) -> None:
+        self.norm = HeadNorm(self.eps, before_rope=True, q_weight_D=self.q_norm.take(), k_weight_D=self.k_norm.take())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from remuda.kernels.table import KernelTable, Weighting
 from remuda.layers.base import BuildContext, Layer
-from remuda.layers.expert_shard import ExpertLayout, ExpertShard, FusedExperts
+from remuda.layers.expert_shard import ExpertLayout, ExpertModules, ExpertShard, FusedExperts
 from remuda.layers.linear import ReplicatedLinear
 from remuda.layers.mlp import MLP
 from remuda.layers.quant import UNQUANTIZED, scheme_of
@@ -66,3 +66,26 @@ class SigmoidMoE(Layer):
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
         expert_Tk, weight_Tk = self.route_sigmoid(self.router(x_TH), self.top_k)
         return self.experts(x_TH, expert_Tk, weight_Tk).add_(self.shared(x_TH))
+
+
+class SoftmaxMoE(Layer):
+    """Qwen's block: top-k of the softmax, whose weights multiply the experts' outputs; no shared expert.
+
+    The result is this rank's partial sum.
+    """
+
+    def __init__(self, context: BuildContext, prefix: str) -> None:
+        config = context.config.moe
+        assert config is not None
+        self.top_k, self.renormalize = config.top_k, config.renormalize
+        self.router = ReplicatedLinear(
+            context, [f"{prefix}.gate"], context.config.hidden_size, config.num_experts, scheme=UNQUANTIZED
+        )
+        self.experts = Experts(context, f"{prefix}.experts", ExpertModules, Weighting.OUTPUT)
+
+    def bind_own(self, kernels: KernelTable) -> None:
+        self.route_softmax = kernels.route_softmax
+
+    def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
+        expert_Tk, weight_Tk = self.route_softmax(self.router(x_TH), self.top_k, self.renormalize)
+        return self.experts(x_TH, expert_Tk, weight_Tk)

@@ -5,13 +5,13 @@ T tokens, S sampled rows, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from remuda.kv.groups import kv_places
 from remuda.layers.attention import Attention
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.batch import ForwardBatch
+from remuda.layers.mlp import MLP
 from remuda.layers.norm import RMSNorm
 from remuda.layers.rotary import QueryTemperature, RotaryAngles
 from remuda.layers.vocab import ParallelHead, TiedHead, VocabParallelEmbedding
@@ -20,20 +20,16 @@ from remuda.models.interfaces import Model, SupportsPP
 if TYPE_CHECKING:
     import torch
 
-FeedForward = Callable[[BuildContext, str, int], Layer]  # (context, layer prefix, global layer index)
-
 
 class DecoderLayer(Layer):
     """Attention and feed-forward. Each gives this rank's partial sum; whoever normalizes next reduces and adds it."""
 
-    def __init__(
-        self, context: BuildContext, prefix: str, index: int, place: tuple[int, int], feed_forward: FeedForward
-    ) -> None:
+    def __init__(self, context: BuildContext, prefix: str, attention: Layer, feed_forward: Layer) -> None:
         config = context.config
         self.input_norm = RMSNorm(context, f"{prefix}.input_layernorm", config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(context, f"{prefix}.self_attn", index, *place)
+        self.attention = attention
         self.post_norm = RMSNorm(context, f"{prefix}.post_attention_layernorm", config.hidden_size, config.rms_norm_eps)
-        self.feed_forward = feed_forward(context, prefix, index)
+        self.feed_forward = feed_forward
 
     def __call__(
         self,
@@ -54,28 +50,46 @@ class DecoderLayer(Layer):
 
 
 class Decoder(Model, SupportsPP):
-    """One stage: the embedding if it is the first, its layers, the norm and head if it is the last."""
+    """One stage: the embedding if it is the first, its layers, the norm and head if it is the last.
 
-    def __init__(self, context: BuildContext, prefix: str, head: str, feed_forward: FeedForward) -> None:
+    What it is made of are Llama's parts in Llama's places; an architecture overrides what differs.
+    """
+
+    module = "model"  # where the checkpoint keeps it
+    head_module = "lm_head"
+
+    def __init__(self, context: BuildContext) -> None:
         super().__init__(context)
         config, topology, self.comm = context.config, context.topology, context.comm
-        embeddings, shared = f"{prefix}.embed_tokens.weight", config.tie_word_embeddings
+        embeddings, shared = f"{self.module}.embed_tokens.weight", config.tie_word_embeddings
         if topology.is_first_stage:
             self.embed_tokens = VocabParallelEmbedding(context, embeddings)
         places = kv_places(config.kv_groups, topology.first_layer, topology.last_layer)
         self.layers = [
-            DecoderLayer(context, f"{prefix}.layers.{index}", index, place, feed_forward)
+            self.make_layer(context, f"{self.module}.layers.{index}", index, place)
             for index, place in zip(topology.layers, places, strict=True)
         ]
         if topology.is_last_stage:
-            self.norm = RMSNorm(context, f"{prefix}.norm", config.hidden_size, config.rms_norm_eps)
+            self.norm = RMSNorm(context, f"{self.module}.norm", config.hidden_size, config.rms_norm_eps)
             if shared and topology.is_first_stage:
                 self.head: ParallelHead = TiedHead(context, self.embed_tokens)
             else:
-                self.head = ParallelHead(context, embeddings if shared else f"{head}.weight")
+                self.head = ParallelHead(context, embeddings if shared else f"{self.head_module}.weight")
         self.angles = RotaryAngles(context, config.head_dim, config.rope_theta, config.rope_scaling)
         tuned = any(config.layers[index].temperature_tuning for index in topology.layers)
         self.temperature = QueryTemperature(config.temperature_floor, config.temperature_scale) if tuned else None
+
+    def make_layer(self, context: BuildContext, prefix: str, index: int, place: tuple[int, int]) -> DecoderLayer:
+        """Global layer `index`, whose keys and values live at `place`: (KV group, depth in this stage)."""
+        attention = self.make_attention(context, f"{prefix}.self_attn", index, place)
+        return DecoderLayer(context, prefix, attention, self.make_feed_forward(context, prefix, index))
+
+    def make_attention(self, context: BuildContext, prefix: str, index: int, place: tuple[int, int]) -> Layer:
+        return Attention(context, prefix, index, *place)
+
+    def make_feed_forward(self, context: BuildContext, prefix: str, index: int) -> Layer:
+        """`prefix` is the layer's."""
+        return MLP(context, f"{prefix}.mlp", context.config.intermediate_size)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         return self.embed_tokens(ids_T)

@@ -12,7 +12,7 @@ from remuda.config.huggingface import open_config
 from remuda.config.model import LayerConfig, ModelConfig
 from remuda.config.quant import QuantRule, WeightFormat
 from remuda.layers.base import BuildContext
-from remuda.models import llama, llama4
+from remuda.models import llama, llama4, qwen3, qwen3_moe
 from remuda.models.architecture import Architecture
 from remuda.models.interfaces import Model, SupportsPP
 from remuda.models.tiny import TinyKind
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from remuda.parallel.collectives import Communicator
 
+_FOLDERS = (llama4, llama, qwen3, qwen3_moe)
 ARCHITECTURES: dict[str, Architecture] = {
-    architecture.name: architecture for folder in (llama4, llama) for architecture in folder.ARCHITECTURES
+    architecture.name: architecture for folder in _FOLDERS for architecture in folder.ARCHITECTURES
 }
 TINY_KINDS: dict[str, TinyKind] = {
     kind: tiny for architecture in ARCHITECTURES.values() for kind, tiny in architecture.tiny.items()

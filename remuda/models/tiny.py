@@ -55,6 +55,7 @@ class Embedding(TinyTensor):
     """Rows that lean towards one of `clusters` directions, along which routers look; 0: none."""
 
     clusters: int = 0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

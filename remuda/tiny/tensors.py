@@ -31,10 +31,10 @@ def _values(tensor: TinyTensor, seed: int) -> np.ndarray:
     match tensor:
         case Random(_, _, scale, around):
             return values * np.float32(scale) + np.float32(around)
-        case Embedding(_, (vocab, hidden), clusters):
+        case Embedding(_, (vocab, hidden), clusters, scale):
             if clusters:
                 values += np.float32(_CLUSTER) * _directions(seed, clusters, hidden)[np.arange(vocab) % clusters]
-            return values
+            return values * np.float32(scale)
         case Router(name, (experts, hidden)):
             order = np.argsort(_noise(seed, f"{name} order", (experts,)))
             looks = np.float32(0.25) * _directions(seed, experts, hidden)[order]

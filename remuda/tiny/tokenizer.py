@@ -95,14 +95,15 @@ def tokenizer_json(special: SpecialTokens) -> dict[str, Any]:
     merges = learn_merges(ORDINARY_TOKENS - len(alphabet))
     tokens = alphabet + ["".join(pair) for pair in merges]
     assert len(set(tokens)) == ORDINARY_TOKENS
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": ORDINARY_TOKENS + i, "content": token, **flags} for i, token in enumerate(special.names())
+            {"id": ORDINARY_TOKENS + i, "content": token, **flags, "special": token.startswith("<|")}
+            for i, token in enumerate(special.names())
         ],
         "normalizer": None,
         "pre_tokenizer": {

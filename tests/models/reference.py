@@ -24,7 +24,8 @@ def load_reference(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     model = model_class._from_config(
         model_class.config_class.from_dict(config), dtype=dtype, attn_implementation="eager"
     )
-    model.load_state_dict(_fused(_dequantized(path)))
+    transposed = "Llama4" in config["architectures"][0]  # its fused experts are applied as x @ W
+    model.load_state_dict(_fused(_dequantized(path), transposed))
     return model.eval()
 
 
@@ -38,20 +39,21 @@ def _dequantized(path: Path) -> dict[str, torch.Tensor]:
     return result
 
 
-def _fused(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """experts.{i}.{gate,up,down}_proj.weight [out, in] -> experts.gate_up_proj, experts.down_proj [E, in, out]."""
+def _fused(state: dict[str, torch.Tensor], transposed: bool) -> dict[str, torch.Tensor]:
+    """experts.{i}.{gate,up,down}_proj.weight [out, in] -> experts.gate_up_proj, experts.down_proj [E, out, in]."""
     plain, experts = {}, {}
     for name, tensor in state.items():
         found = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)_proj\.weight", name)
         if found:
-            experts.setdefault(found[1], {})[int(found[2]), found[3]] = tensor.T
+            experts.setdefault(found[1], {})[int(found[2]), found[3]] = tensor
         else:
             plain[name] = tensor
     for prefix, parts in experts.items():
         count = 1 + max(expert for expert, _ in parts)
-        gate_up = [torch.cat((parts[e, "gate"], parts[e, "up"]), dim=1) for e in range(count)]
-        plain[f"{prefix}.gate_up_proj"] = torch.stack(gate_up)
-        plain[f"{prefix}.down_proj"] = torch.stack([parts[e, "down"] for e in range(count)])
+        gate_up = torch.stack([torch.cat((parts[e, "gate"], parts[e, "up"])) for e in range(count)])
+        down = torch.stack([parts[e, "down"] for e in range(count)])
+        plain[f"{prefix}.gate_up_proj"] = gate_up.mT if transposed else gate_up
+        plain[f"{prefix}.down_proj"] = down.mT if transposed else down
     return plain
 
 

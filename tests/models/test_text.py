@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from remuda.models.registry import TINY_KINDS
 from remuda.tiny import make_tiny
 from tests.models.conftest import PROMPT
 from tests.models.reference import load_reference, reference_logits
 from tests.models.replica import Replica
 
 TOLERANCE = 1e-4  # natural-log probabilities; 3e-5 is what float32 sums in another order give
-KINDS = ["maverick", "maverick-text", "maverick-fp8", "scout", "scout-fp8", "llama3"]
 
 
 def in_pieces(replica: Replica, name: str, sizes: list[int]) -> torch.Tensor:
@@ -27,7 +27,7 @@ def in_pieces(replica: Replica, name: str, sizes: list[int]) -> torch.Tensor:
     return torch.cat(logits).log_softmax(-1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TINY_KINDS)
 def test_whole_prompt_pieces_of_seven_and_decoding(
     tiny: Callable[[str], Path], expected: Callable[[str], torch.Tensor], kind: str
 ) -> None:

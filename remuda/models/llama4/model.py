@@ -18,24 +18,23 @@ if TYPE_CHECKING:
 class Llama4ForCausalLM(Decoder):
     """The text model alone, as checkpoints without a vision tower store it."""
 
-    def __init__(self, context: BuildContext) -> None:
-        super().__init__(context, prefix="model", head="lm_head", feed_forward=_feed_forward)
+    def make_feed_forward(self, context: BuildContext, prefix: str, index: int) -> Layer:
+        module = f"{prefix}.feed_forward"
+        if context.config.layers[index].moe:
+            return SigmoidMoE(context, module)
+        return MLP(context, module, context.config.intermediate_size)
 
 
-class Llama4ForConditionalGeneration(Decoder, SupportsImages):
+class Llama4ForConditionalGeneration(Llama4ForCausalLM, SupportsImages):
     """With the vision tower, which lives on every TP rank of the first stage."""
 
+    module = "language_model.model"
+    head_module = "language_model.lm_head"
+
     def __init__(self, context: BuildContext) -> None:
-        super().__init__(context, "language_model.model", "language_model.lm_head", feed_forward=_feed_forward)
+        super().__init__(context)
         if context.topology.is_first_stage:
             self.vision = VisionTower(context)
 
     def encode_images(self, tiles_N3SS: torch.Tensor) -> torch.Tensor:
         return self.vision(tiles_N3SS)
-
-
-def _feed_forward(context: BuildContext, prefix: str, index: int) -> Layer:
-    name = f"{prefix}.feed_forward"
-    if context.config.layers[index].moe:
-        return SigmoidMoE(context, name)
-    return MLP(context, name, context.config.intermediate_size)
