@@ -1,0 +1,91 @@
+"""Which experts a token takes, on the device: nothing here waits for the host.
+
+T tokens, E experts (of all ranks), k choices per token, H hidden. Equal logits go to the lowest id.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+SIGMOID, SOFTMAX, SOFTMAX_RENORMALIZED = 0, 1, 2
+_FUSED_TOKENS = 16  # beyond that the router is a matrix product
+
+
+def route_sigmoid(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best experts by logit and the sigmoid (in float32) of their logits: (expert_Tk int64, weight_Tk float32)."""
+    return _route(logits_TE, top_k, SIGMOID)
+
+
+def route_softmax(logits_TE: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best experts and their share of the softmax (float32) over all; renormalized: over the chosen ones."""
+    return _route(logits_TE, top_k, SOFTMAX_RENORMALIZED if renormalize else SOFTMAX)
+
+
+def router_logits(x_TH: torch.Tensor, router_EH: torch.Tensor) -> torch.Tensor:
+    """x @ router^T as float32 sums: a few tokens read the router's weight as a stream."""
+    tokens, hidden = x_TH.shape
+    experts = router_EH.shape[0]
+    logits_TE = torch.empty((tokens, experts), dtype=torch.float32, device=x_TH.device)
+    if tokens > _FUSED_TOKENS and x_TH.is_cuda and x_TH.dtype is not torch.float32:
+        return torch.mm(x_TH, router_EH.T, out_dtype=torch.float32)
+    block_k = min(1024, triton.next_power_of_2(hidden))
+    _router_kernel[(experts, tokens)](
+        x_TH, x_TH.stride(0), router_EH, logits_TE, experts, hidden, BLOCK_K=block_k, num_warps=4
+    )
+    return logits_TE
+
+
+def _route(logits_TE: torch.Tensor, top_k: int, kind: int) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, experts = logits_TE.shape
+    expert_Tk = torch.empty((tokens, top_k), dtype=torch.int64, device=logits_TE.device)
+    weight_Tk = torch.empty((tokens, top_k), dtype=torch.float32, device=logits_TE.device)
+    if tokens:
+        block_e = triton.next_power_of_2(experts)
+        _route_kernel[(tokens,)](
+            logits_TE, logits_TE.stride(0), expert_Tk, weight_Tk, experts,
+            TOP_K=top_k, KIND=kind, BLOCK_E=block_e, BLOCK_TOP=triton.next_power_of_2(top_k), num_warps=1,
+        )  # fmt: skip
+    return expert_Tk, weight_Tk
+
+
+@triton.jit
+def _router_kernel(x, x_stride, router, logits, experts, hidden, BLOCK_K: tl.constexpr):
+    """One logit per program: its row of the router's weight, read once, against one token."""
+    expert, token = tl.program_id(0), tl.program_id(1)
+    k = tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_K,), tl.float32)
+    for start in tl.range(0, hidden, BLOCK_K):
+        inside = start + k < hidden
+        x_K = tl.load(x + token * x_stride + start + k, mask=inside, other=0.0).to(tl.float32)
+        total += x_K * tl.load(router + expert * hidden + start + k, mask=inside, other=0.0).to(tl.float32)
+    tl.store(logits + token * experts + expert, tl.sum(total))
+
+
+@triton.jit
+def _route_kernel(
+    logits, logits_stride, expert_out, weight_out, experts,
+    TOP_K: tl.constexpr, KIND: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_TOP: tl.constexpr,
+):  # fmt: skip
+    """One token per program: k times the best of what is left, which the register of one warp holds."""
+    token = tl.program_id(0)
+    e = tl.arange(0, BLOCK_E)
+    left = tl.load(logits + token * logits_stride + e, mask=e < experts, other=float("-inf")).to(tl.float32)
+    best = tl.max(left, 0)
+    total = tl.sum(tl.exp(left - best), 0)
+    choice = tl.arange(0, BLOCK_TOP)
+    value_k = tl.full((BLOCK_TOP,), float("-inf"), tl.float32)
+    expert_k = tl.zeros((BLOCK_TOP,), tl.int32)
+    for i in tl.static_range(TOP_K):
+        value, index = tl.max(left, 0, return_indices=True, return_indices_tie_break_left=True)
+        value_k = tl.where(choice == i, value, value_k)
+        expert_k = tl.where(choice == i, index, expert_k)
+        left = tl.where(e == index, float("-inf"), left)
+    if KIND == 0:
+        weight_k = 1.0 / (1.0 + tl.exp(-value_k))
+    else:
+        weight_k = tl.exp(value_k - best)
+        weight_k = weight_k / (tl.sum(weight_k, 0) if KIND == 2 else total)
+    tl.store(expert_out + token * TOP_K + choice, expert_k.to(tl.int64), mask=choice < TOP_K)
+    tl.store(weight_out + token * TOP_K + choice, weight_k, mask=choice < TOP_K)
