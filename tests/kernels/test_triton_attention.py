@@ -51,7 +51,7 @@ def test_attention_at_the_border_of_a_chunk(context: int) -> None:
     ],
 )
 def test_rope(dtype: torch.dtype, norm: str, rope: bool, tuned: bool, interleaved: bool) -> None:
-    check_rope("cpu", dtype, (4, 2, 64), 16, Rows((1, 20, 0), ((0, 5),)), interleaved, norm, rope, tuned)
+    check_rope("cpu", dtype, (2, 1, 64), 16, Rows((20, 0), ((0, 3),)), interleaved, norm, rope, tuned)
 
 
 def test_rope_of_many_tokens_into_float8_pages() -> None:
