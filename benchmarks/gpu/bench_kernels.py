@@ -167,7 +167,6 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    os.environ["TRITON_INTERPRET"] = "0"
     if options.worker:
         number, path = options.worker.split(":", 1)
         return work(options, int(number), Path(path))

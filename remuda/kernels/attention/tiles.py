@@ -26,7 +26,7 @@ def decode_tile(head_dim: int, dtype: torch.dtype) -> Tile:
 def prompt_tile(head_dim: int, dtype: torch.dtype, queries: int) -> Tile:
     """``queries`` of the longest row: short rows get small tiles."""
     if dtype is torch.float32:
-        return Tile(16, 32, warps=4, stages=2)
+        return Tile(16, 4096 // head_dim, warps=4, stages=2)
     if queries <= 32:
         return Tile(max(16, power_of_two(queries)), 64, warps=4, stages=2)
     if queries <= 64 or head_dim == 256:
