@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from remuda.config.arguments import OFFLINE_FLAGS
 from remuda.config.parser import options_from_keywords
-from remuda.engine.intake import Intake
+from remuda.engine.input import InputProcessor
 from remuda.engine.output import OutputProcessor
 from remuda.launch.local import LocalReplica
 from remuda.launch.resolve import engine_config
@@ -100,7 +100,7 @@ class LLM:
         self._numbers = itertools.count()
         self._replica = LocalReplica(self.config)
         self._core = self._replica.core
-        self._intake = Intake(self.config.model, self.tokenizer, self.config.scheduler.max_model_len)
+        self._input_processor = InputProcessor(self.config.model, self.tokenizer, self.config.scheduler.max_model_len)
 
     def generate(
         self,
@@ -156,19 +156,19 @@ class LLM:
 
     def _run(
         self, rows: list[tuple[str | None, list[int], list[Any]]], params: list[SamplingParams],
-        priority: Sequence[int] | None, use_tqdm: bool,
+        priorities: Sequence[int] | None, use_tqdm: bool,
     ) -> list[RequestResult]:  # fmt: skip
         jobs: list[_Job] = []
         requests = []
         owner: dict[str, tuple[_Job, OutputProcessor]] = {}
-        for (text, ids, images), sampling, rank in zip(rows, params, priority or [0] * len(rows), strict=True):
+        for (text, ids, images), sampling, priority in zip(rows, params, priorities or [0] * len(rows), strict=True):
             number = next(self._numbers)
             job = _Job(str(number), text, ids)
             if sampling.seed is None:
                 sampling = msgspec.structs.replace(sampling, seed=self.config.seed + number)
             jobs.append(job)
             for index, request in enumerate(
-                self._intake.requests(job.request_id, ids, sampling, images=images, priority=rank)
+                self._input_processor.requests(job.request_id, ids, sampling, images=images, priority=priority)
             ):
                 processor = OutputProcessor(self.tokenizer, request.sampling, index=index)
                 job.processors.append(processor)

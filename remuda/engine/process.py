@@ -38,7 +38,6 @@ def run_engine(config: EngineConfig, executor: Executor, client_socket: socket.s
     Exits with status 1 if the replica could not start or died; the client has been told why.
     """
     channel = engine_side_of_client(client_socket)
-    core: EngineCore | None = None
     try:
         start = executor.start(lambda progress: channel.send(_progress(progress)))
         core = EngineCore(config, executor, start)
@@ -48,12 +47,12 @@ def run_engine(config: EngineConfig, executor: Executor, client_socket: socket.s
     except WireError:
         pass  # the client is gone, and with it everyone who waits for an answer
     except RemudaError as error:
-        _report_failure(channel, error, startup=core is None)
+        _report_failure(channel, error)
         sys.exit(1)
     except Exception as error:
         traceback.print_exc()
         message = f"the engine failed ({type(error).__name__}: {error}); its log has the traceback"
-        _report_failure(channel, RemudaError(message), startup=core is None)
+        _report_failure(channel, RemudaError(message))
         sys.exit(1)
     finally:
         executor.shutdown()
@@ -117,9 +116,9 @@ def _ready(config: EngineConfig, core: EngineCore, start: StartReport) -> Engine
     )
 
 
-def _report_failure(channel: Channel, error: RemudaError, startup: bool) -> None:
+def _report_failure(channel: Channel, error: RemudaError) -> None:
     node, rank = (error.node, error.rank) if isinstance(error, ReplicaDied) else (0, None)
     try:
-        channel.send(EngineFailed(error.message, node, rank, startup))
+        channel.send(EngineFailed(error.message, node, rank))
     except WireError:
         print(f"remuda: engine: {error.message}", file=sys.stderr)

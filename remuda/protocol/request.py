@@ -145,7 +145,6 @@ class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
     node: int = 0
     rank: int | None = None
-    startup: bool = False  # it never became ready: print and exit 1
 
 
 EngineMessage = StepOutputs | EngineStats | EngineReady | EngineProgress | EngineFailed

@@ -10,8 +10,8 @@ from remuda.server.protocol import (
     ChatLogprob,
     ChatLogprobs,
     CompletionLogprobs,
+    LogprobByToken,
     PromptLogprob,
-    PromptLogprobs,
     TopLogprob,
 )
 from remuda.text.tokenizer import Tokenizer
@@ -71,9 +71,9 @@ def chat_logprobs(names: TokenNames, entries: Sequence[TokenLogprobs], top: int)
     return ChatLogprobs(content)
 
 
-def prompt_logprobs(names: TokenNames, entries: Sequence[TokenLogprobs | None]) -> PromptLogprobs:
+def prompt_logprobs(names: TokenNames, entries: Sequence[TokenLogprobs | None]) -> list[LogprobByToken | None]:
     """vLLM's form: per prompt position a map of token id to its log-probability and rank (None at the first)."""
-    result: PromptLogprobs = []
+    result: list[LogprobByToken | None] = []
     for entry in entries:
         if entry is None:
             result.append(None)

@@ -213,7 +213,7 @@ class PromptLogprob(msgspec.Struct):
     decoded_token: str
 
 
-PromptLogprobs = list[dict[int, PromptLogprob] | None]
+LogprobByToken = dict[int, PromptLogprob]
 
 
 class CompletionChoice(msgspec.Struct, kw_only=True):
@@ -222,7 +222,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_logprobs: list[LogprobByToken | None] | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
 
@@ -276,5 +276,5 @@ class ChatResponse(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_logprobs: list[LogprobByToken | None] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET

@@ -32,7 +32,7 @@ def model_defaults(generation_defaults: Mapping[str, float], generation_config: 
 def sampling_params(
     request: GenerationRequest, defaults: Mapping[str, Any], *, max_tokens: int | None, logprobs: int | None
 ) -> SamplingParams:
-    """Not yet checked against the model: the engine's intake does that."""
+    """Not yet checked against the model: the engine's input processor does that."""
     values: dict[str, Any] = dict(defaults)
     for name in _PLAIN:
         value = getattr(request, name)

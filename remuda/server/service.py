@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from remuda.config.engine import EngineConfig
 from remuda.engine.client import AsyncEngine
 from remuda.engine.generation import Generation
-from remuda.engine.intake import Intake
+from remuda.engine.input import InputProcessor
 from remuda.engine.output import OutputProcessor
 from remuda.protocol.errors import InvalidRequest, NotFound
 from remuda.protocol.request import EngineRequest
@@ -35,7 +35,7 @@ class Service:
         self.engine = engine
         self.tokenizer = tokenizer
         self.defaults = model_defaults(self.model.generation_defaults, config.generation_config)
-        self._intake = Intake(self.model, tokenizer, self.max_model_len)
+        self._input_processor = InputProcessor(self.model, tokenizer, self.max_model_len)
         self.prompter = Prompter(self.model, tokenizer, config.chat_template)
         self.draining = False  # open requests finish, new ones are refused
         self._has_priorities = engine_config.scheduler.policy == "priority"
@@ -82,7 +82,7 @@ class Service:
             raise InvalidRequest("n copies of these images are too much: ask for fewer at a time", param="n")
         sequences: list[EngineRequest] = []
         for prompt in prompts:
-            sequences += self._intake.requests(
+            sequences += self._input_processor.requests(
                 f"{next(self._ids):x}",
                 prompt.token_ids,
                 sampling,

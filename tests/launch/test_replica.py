@@ -11,7 +11,7 @@ import pytest
 from remuda.config.engine import EngineConfig, SchedulerConfig
 from remuda.engine.client import AsyncEngine
 from remuda.engine.generation import Generation
-from remuda.engine.intake import Intake
+from remuda.engine.input import InputProcessor
 from remuda.engine.output import OutputProcessor
 from remuda.launch.replica import Replica
 from remuda.metrics.serving import ServingMetrics
@@ -23,7 +23,7 @@ from tests.text import tiny
 
 TOKENIZER = tiny.tokenizer()
 CONFIG = EngineConfig(tiny.model_config(Path()), scheduler=SchedulerConfig(max_model_len=256))
-INTAKE = Intake(CONFIG.model, TOKENIZER, 256)
+INPUT_PROCESSOR = InputProcessor(CONFIG.model, TOKENIZER, 256)
 
 
 class Engines:
@@ -56,7 +56,7 @@ def run(body: Callable[[Replica, AsyncEngine, Engines], Awaitable[None]], engine
 
 
 def ask(engine: AsyncEngine) -> Generation:
-    requests = INTAKE.requests("r", TOKENIZER.encode("abc"), SamplingParams(max_tokens=3))
+    requests = INPUT_PROCESSOR.requests("r", TOKENIZER.encode("abc"), SamplingParams(max_tokens=3))
     return engine.submit(requests, [OutputProcessor(TOKENIZER, requests[0].sampling)], stream=False)
 
 
@@ -121,7 +121,7 @@ def test_start_up_is_followed_and_its_failure_reported() -> None:
         with pytest.raises(ReplicaDied, match="still starting"):
             ask(engine)
         engines.spawned[0].channel.send(EngineProgress("weights", 1, 5, 10))
-        engines.spawned[0].channel.send(EngineFailed("no memory", startup=True))
+        engines.spawned[0].channel.send(EngineFailed("no memory"))
         with pytest.raises(ReplicaDied, match="no memory"):
             await start
         assert [(p.phase, p.done) for p in seen] == [("weights", 5)]

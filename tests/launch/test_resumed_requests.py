@@ -11,7 +11,7 @@ import pytest
 
 from remuda.config.arguments import OFFLINE_FLAGS
 from remuda.config.parser import options_from_keywords
-from remuda.engine.intake import Intake
+from remuda.engine.input import InputProcessor
 from remuda.launch.local import LocalReplica
 from remuda.launch.resolve import engine_config
 from remuda.protocol.request import EngineRequest
@@ -50,8 +50,8 @@ def finish(replica: LocalReplica, requests: list[EngineRequest]) -> list[Outcome
 )
 def test_it_ends_with_the_same_tokens(replica: LocalReplica, sampling: dict[str, Any]) -> None:
     params = SamplingParams(max_tokens=LENGTH, min_tokens=LENGTH // 2, **sampling)
-    intake = Intake(replica.core.config.model, None, 128)
-    (request,) = intake.requests("whole", PROMPT, params)
+    input_processor = InputProcessor(replica.core.config.model, None, 128)
+    (request,) = input_processor.requests("whole", PROMPT, params)
     (whole,) = finish(replica, [request])
     assert whole.final is not None and len(whole.token_ids) >= LENGTH // 2
     cuts = [

@@ -12,7 +12,7 @@ from remuda.config.engine import SchedulerConfig
 from remuda.engine.client import AsyncEngine
 from remuda.engine.connection import EngineConnection
 from remuda.engine.generation import Generation
-from remuda.engine.intake import Intake
+from remuda.engine.input import InputProcessor
 from remuda.engine.output import OutputProcessor
 from remuda.metrics.serving import ServingMetrics
 from remuda.protocol.errors import InvalidRequest, QueueFull, RemudaError, ReplicaDied
@@ -22,7 +22,7 @@ from tests.server.fake_engine import FakeEngine
 from tests.text import tiny
 
 TOKENIZER = tiny.tokenizer()
-INTAKE = Intake(tiny.model_config(Path()), TOKENIZER, 256)
+INPUT_PROCESSOR = InputProcessor(tiny.model_config(Path()), TOKENIZER, 256)
 
 
 def new_client() -> AsyncEngine:
@@ -55,7 +55,7 @@ def run(body: Callable[[AsyncEngine, FakeEngine], Awaitable[None]]) -> None:
 
 
 def start(client: AsyncEngine, *, stream: bool = True, name: str = "r", **sampling: object) -> Generation:
-    requests = INTAKE.requests(name, TOKENIZER.encode("abc"), SamplingParams(**sampling))  # type: ignore[arg-type]
+    requests = INPUT_PROCESSOR.requests(name, TOKENIZER.encode("abc"), SamplingParams(**sampling))  # type: ignore[arg-type]
     processors = [OutputProcessor(TOKENIZER, r.sampling, index=i) for i, r in enumerate(requests)]
     return client.submit(requests, processors, stream=stream)
 

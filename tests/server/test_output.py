@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remuda.engine.intake import Intake
+from remuda.engine.input import InputProcessor
 from remuda.engine.output import OutputProcessor
 from remuda.protocol.errors import InvalidRequest, QueueFull
 from remuda.protocol.request import FinishReason, RequestError, RequestOutput, TokenLogprobs
@@ -83,22 +83,22 @@ def test_engine_errors_keep_status_param_and_code() -> None:
         assert (processor.error.param, processor.error.code) == ("n", "some_code")
 
 
-def intake() -> Intake:
-    return Intake(tiny.model_config(Path()), TOKENIZER, 50)
+def input_processor() -> InputProcessor:
+    return InputProcessor(tiny.model_config(Path()), TOKENIZER, 50)
 
 
 def test_n_requests_share_a_prompt_and_count_seeds() -> None:
-    requests = intake().requests("r", [1, 2], SamplingParams(n=3, seed=7))
+    requests = input_processor().requests("r", [1, 2], SamplingParams(n=3, seed=7))
     assert [(r.request_id, r.sampling.seed, r.sampling.n) for r in requests] == [
         ("r-0", 7, 1), ("r-1", 8, 1), ("r-2", 9, 1),
     ]  # fmt: skip
-    (alone,) = intake().requests("r", [1, 2], SamplingParams(max_tokens=None))
+    (alone,) = input_processor().requests("r", [1, 2], SamplingParams(max_tokens=None))
     assert (alone.request_id, alone.sampling.max_tokens) == ("r", 48)
     assert alone.sampling.eos_token_ids == [EOT]
 
 
 def test_seeds_are_drawn_apart() -> None:
-    drawn = {intake().requests("r", [1], SamplingParams())[0].sampling.seed for _ in range(50)}
+    drawn = {input_processor().requests("r", [1], SamplingParams())[0].sampling.seed for _ in range(50)}
     assert len(drawn) == 50 and all(seed is not None and 0 <= seed < 2**63 for seed in drawn)
 
 
@@ -112,4 +112,4 @@ def test_seeds_are_drawn_apart() -> None:
 )  # fmt: skip
 def test_what_the_model_cannot_do_is_refused(ids: list[int], sampling: SamplingParams) -> None:
     with pytest.raises(InvalidRequest):
-        intake().requests("r", ids, sampling)
+        input_processor().requests("r", ids, sampling)

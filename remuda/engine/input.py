@@ -15,7 +15,7 @@ from remuda.protocol.sampling import SamplingParams
 from remuda.text.tokenizer import Tokenizer
 
 
-class Intake:
+class InputProcessor:
     """Knows the model's limits. Every request, from HTTP or from `LLM`, enters the engine through here."""
 
     def __init__(self, model: ModelConfig, tokenizer: Tokenizer | None, max_model_len: int) -> None:
