@@ -260,6 +260,7 @@ def compile_all(forms: tuple[Form, ...]) -> None:
             return f"{form.dtype} {form.name}: {type(error).__name__}: {str(error)[:200]}"
         return ""
 
+    run(jobs[0])  # what Triton sets up once
     with ThreadPoolExecutor(16) as pool:
         print("\n".join(sorted({failure for failure in pool.map(run, jobs) if failure})), flush=True)
     torch.cuda.synchronize()

@@ -146,7 +146,7 @@ def _product_kernel(
                 b_KN = tl.load(weight_KN + start)
             else:
                 b_KN = tl.load(weight_KN + start, mask=(start + k < inputs)[:, None], other=0.0)
-            total = tl.dot(a_MK, b_KN.to(a_MK.dtype), total)
+            total = tl.dot(a_MK, b_KN.to(a_MK.dtype), total, input_precision="ieee")
         if scale is not None:
             total *= tl.load(scale + e * outputs + n, mask=n < outputs, other=0.0)[None, :]
         if x_scale is not None:
