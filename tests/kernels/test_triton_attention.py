@@ -25,7 +25,7 @@ def test_attention(dtype: torch.dtype, chunk: int | None, window: int | None) ->
     check_attention("cpu", dtype, (5, 1, 64), 16, MIXED, chunk, window)
 
 
-@pytest.mark.parametrize(("heads", "page"), [((4, 2, 128), 4), ((3, 3, 64), 32), ((2, 1, 256), 128)])
+@pytest.mark.parametrize(("heads", "page"), [((4, 2, 128), 4), ((3, 3, 64), 32), ((2, 1, 256), 128), ((4, 1, 16), 8)])
 def test_attention_of_other_heads_and_pages(heads: tuple[int, int, int], page: int) -> None:
     check_attention("cpu", torch.bfloat16, heads, page, Rows((70, 3), ((0, 5), (30, 12))), chunk=32)
 

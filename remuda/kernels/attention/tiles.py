@@ -19,14 +19,14 @@ class Tile:
 
 def decode_tile(head_dim: int, dtype: torch.dtype) -> Tile:
     """Keys and values of 32 KB a tile, two tiles on their way: page numbers take every other stage."""
-    keys = 8192 // head_dim
+    keys = min(128, 8192 // head_dim)
     return Tile(16, keys // 2 if dtype is torch.float32 else keys, warps=4, stages=5)
 
 
 def prompt_tile(head_dim: int, dtype: torch.dtype, queries: int) -> Tile:
     """``queries`` of the longest row: short rows get small tiles."""
     if dtype is torch.float32:
-        return Tile(16, 4096 // head_dim, warps=4, stages=2)
+        return Tile(16, min(64, 4096 // head_dim), warps=4, stages=2)
     if queries <= 32:
         return Tile(max(16, power_of_two(queries)), 64, warps=4, stages=2)
     if queries <= 64 or head_dim == 256:

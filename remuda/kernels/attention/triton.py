@@ -179,6 +179,11 @@ def _prompt(
     tl.store(out + place_M[:, None] + d[None, :], out_MD.to(out.dtype.element_ty), mask=inside_M1)
 
 
+def serves(head_dim: int) -> bool:
+    """Whether the tiles fit; other sizes are for torch."""
+    return head_dim in (16, 32, 64, 128, 256)
+
+
 def paged_attention(
     q_TQD: torch.Tensor,
     k: torch.Tensor,
@@ -198,7 +203,7 @@ def paged_attention(
     those past p - window. Pages of float8_e4m3fn hold numbers that ``k_scale`` and ``v_scale`` multiply.
     """
     Q, D = q_TQD.shape[1:]
-    assert D in (64, 128, 256) and Q % k.shape[1] == 0 and k.is_contiguous() and v.is_contiguous()
+    assert serves(D) and Q % k.shape[1] == 0 and k.is_contiguous() and v.is_contiguous()
     if q_TQD.stride(2) != 1 or q_TQD.stride(1) != D:
         q_TQD = q_TQD.contiguous()
     out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
