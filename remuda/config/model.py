@@ -25,7 +25,6 @@ class LayerConfig(msgspec.Struct, frozen=True):
     qk_norm: bool = False
     temperature_tuning: bool = False
     moe: bool = False
-    fp8: tuple[str, ...] = ()  # which of attention, dense, shared_expert, routed_experts the checkpoint has in float8
 
 
 class MoEConfig(msgspec.Struct, frozen=True):

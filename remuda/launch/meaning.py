@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from remuda.config.model import ModelConfig
+from remuda.models.registry import check_architecture
 from remuda.planner.layout import check_tensor_parallel
 from remuda.planner.partition import partition_layers
 from remuda.protocol.errors import ConfigError
@@ -22,6 +23,7 @@ def check_layout(options: Mapping[str, Any], model: ModelConfig) -> None:
     """The model must be cut into the ranks, and the ranks dealt to the nodes."""
     tp, pp = options["tensor_parallel_size"], options["pipeline_parallel_size"]
     nnodes, node_rank = options["nnodes"], options["node_rank"]
+    check_architecture(model.architecture, pp)
     check_tensor_parallel(model, tp, options["enable_expert_parallel"])
     if pp > model.num_layers:
         raise ConfigError(f"--pipeline-parallel-size {pp}: the model has only {model.num_layers} layers")

@@ -23,6 +23,8 @@ class Attention(Layer):
     `group` and `depth` say where its keys and values live: table `group` of the batch, tensors `depth` of the stage.
     """
 
+    part = "attention"
+
     def __init__(self, context: BuildContext, prefix: str, index: int, group: int, depth: int) -> None:
         config, layer = context.config, context.config.layers[index]
         self.qkv = QKVParallelLinear(context, prefix)

@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING, Any
 from remuda.config.model import ModelConfig
 from remuda.config.quant import QuantRule
 from remuda.parallel.topology import Topology
+from remuda.protocol.errors import ConfigError
 from remuda.weights.parameter import Parameter
 
 if TYPE_CHECKING:
     from remuda.kernels.table import KernelTable
     from remuda.parallel.collectives import Communicator
+
+
+class CannotCut(ConfigError):
+    """The model cannot be dealt to so many tensor-parallel ranks."""
+
+    def __init__(self, tp_size: int, reason: str) -> None:
+        super().__init__(f"--tensor-parallel-size {tp_size} does not work: {reason}")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -48,9 +57,10 @@ class BuildContext:
     def quant(self) -> QuantRule:
         return QuantRule(self.config.quant)
 
-    def cut(self, size: int) -> tuple[int, int]:
-        """This rank's [start, stop) of a dimension that TP divides (planner/layout.py refuses the others)."""
-        assert size % self.tp_size == 0, (size, self.tp_size)
+    def cut(self, size: int, what: str) -> tuple[int, int]:
+        """This rank's [start, stop) of a dimension that TP must divide. Raises CannotCut."""
+        if size % self.tp_size:
+            raise CannotCut(self.tp_size, f"it does not divide the {size} {what}")
         part = size // self.tp_size
         return self.tp_rank * part, (self.tp_rank + 1) * part
 
@@ -61,6 +71,9 @@ class Layer:
     Sub-layers are found in attributes and in lists of layers, in order of assignment; an attribute whose name starts
     with an underscore is a reference to a layer that belongs elsewhere.
     """
+
+    part = ""  # what the planner's table calls it with all that is in it; empty: only what is in it may have a name
+    used = 1.0  # the share of its parameters that a token of text passes through
 
     def bind(self, kernels: KernelTable) -> None:
         """Take what runs in and below this layer from a table: once packed, and again when there is a better one."""
@@ -73,21 +86,27 @@ class Layer:
     def bind_own(self, kernels: KernelTable) -> None:
         """This layer's part of `bind`; the layers below it are bound already."""
 
-    def walk(self) -> Iterator[Layer]:
-        """This layer's sub-layers, depth first, then itself."""
+    def sublayers(self) -> Iterator[Layer]:
+        """Those right below this one."""
         for name, value in vars(self).items():
             if name.startswith("_"):
                 continue
             if isinstance(value, Layer):
-                yield from value.walk()
+                yield value
             elif isinstance(value, list):
-                for item in value:
-                    if isinstance(item, Layer):
-                        yield from item.walk()
+                yield from (item for item in value if isinstance(item, Layer))
+
+    def walk(self) -> Iterator[Layer]:
+        """This layer's sub-layers, depth first, then itself."""
+        for layer in self.sublayers():
+            yield from layer.walk()
         yield self
+
+    def own_parameters(self) -> list[Parameter]:
+        return [value for value in vars(self).values() if isinstance(value, Parameter)]
 
     def parameters(self) -> list[Parameter]:
         """Every parameter below and in this layer."""
-        return [value for layer in self.walk() for value in vars(layer).values() if isinstance(value, Parameter)]
+        return [parameter for layer in self.walk() for parameter in layer.own_parameters()]
 
     __call__: Any

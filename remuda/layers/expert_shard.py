@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from remuda.layers.base import BuildContext
+from remuda.layers.base import BuildContext, CannotCut
 from remuda.parallel.topology import expert_range
 from remuda.weights.parameter import Slice
 
@@ -43,10 +43,12 @@ class ExpertShard:
         moe = context.config.moe
         assert moe is not None
         if context.topology.expert_parallel:
+            if context.tp_size > moe.num_experts:
+                raise CannotCut(context.tp_size, f"there are only {moe.num_experts} experts to deal out")
             owned = expert_range(moe.num_experts, context.tp_size, context.tp_rank)
             columns = (0, moe.intermediate_size)
         else:
-            owned, columns = range(moe.num_experts), context.cut(moe.intermediate_size)
+            owned, columns = range(moe.num_experts), context.cut(moe.intermediate_size, "columns of an expert")
         return cls(prefix, moe.num_experts, context.config.hidden_size, moe.intermediate_size, owned, columns, layout)
 
     def stored(self) -> StoredExperts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remuda.kernels.table import KernelTable
-from remuda.layers.base import BuildContext, Layer
+from remuda.layers.base import BuildContext, CannotCut, Layer
 from remuda.layers.quant import scheme_of
 from remuda.layers.quant.scheme import LinearShard, Piece, Scheme
 from remuda.weights.parameter import Parameter
@@ -68,7 +68,7 @@ class ColumnParallelLinear(Linear):
     def __init__(
         self, context: BuildContext, modules: list[str], inputs: int, outputs: int, gated: bool = False
     ) -> None:
-        rows = context.cut(outputs)
+        rows = context.cut(outputs, f"outputs of {modules[0]}")
         pieces = [Piece(module, (outputs, inputs), rows, (0, inputs)) for module in modules]
         super().__init__(context, pieces, gated=gated)
 
@@ -79,22 +79,32 @@ class QKVParallelLinear(Linear):
     def __init__(self, context: BuildContext, prefix: str) -> None:
         config = context.config
         hidden, width = config.hidden_size, config.head_dim
-        self.num_heads = config.num_heads // context.tp_size
-        self.num_kv_heads = max(1, config.num_kv_heads // context.tp_size)
-        first_kv = context.tp_rank * config.num_kv_heads // context.tp_size
+        first, last = context.cut(config.num_heads, "attention heads")
+        first_kv, last_kv = _kv_heads(context)
+        self.num_heads, self.num_kv_heads = last - first, last_kv - first_kv
 
         def heads(name: str, total: int, first: int, count: int) -> Piece:
             return Piece(
                 f"{prefix}.{name}", (total * width, hidden), (first * width, (first + count) * width), (0, hidden)
             )
 
-        queries = heads("q_proj", config.num_heads, context.tp_rank * self.num_heads, self.num_heads)
+        queries = heads("q_proj", config.num_heads, first, self.num_heads)
         keys, values = (heads(n, config.num_kv_heads, first_kv, self.num_kv_heads) for n in ("k_proj", "v_proj"))
         super().__init__(context, [queries, keys, values])
+
+
+def _kv_heads(context: BuildContext) -> tuple[int, int]:
+    """This rank's [start, stop) of the key and value heads: where ranks outnumber them, one shared with others."""
+    total, ranks = context.config.num_kv_heads, context.tp_size
+    if total % ranks and ranks % total:
+        raise CannotCut(ranks, f"it neither divides the {total} key/value heads nor is a multiple of them")
+    first = context.tp_rank * total // ranks
+    return first, first + max(1, total // ranks)
 
 
 class RowParallelLinear(Linear):
     """Cut across its inputs: each rank gives a partial sum, which whoever adds the residual adds up over the ranks."""
 
     def __init__(self, context: BuildContext, module: str, inputs: int, outputs: int) -> None:
-        super().__init__(context, [Piece(module, (outputs, inputs), (0, outputs), context.cut(inputs))])
+        columns = context.cut(inputs, f"inputs of {module}")
+        super().__init__(context, [Piece(module, (outputs, inputs), (0, outputs), columns)])

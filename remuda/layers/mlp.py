@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class MLP(Layer):
     """down(silu(gate(x)) * up(x)): this rank's partial sum of it."""
 
+    part = "dense MLPs"
+
     def __init__(self, context: BuildContext, prefix: str, intermediate_size: int) -> None:
         hidden = context.config.hidden_size
         self.gate_up = ColumnParallelLinear(

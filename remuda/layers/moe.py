@@ -25,7 +25,12 @@ class Experts(Layer):
     multiplies.
     """
 
+    part = "routed experts"
+
     def __init__(self, context: BuildContext, prefix: str, layout: ExpertLayout, weighting: Weighting) -> None:
+        config = context.config.moe
+        assert config is not None
+        self.used = config.top_k / config.num_experts
         self.shard = ExpertShard.of(context, prefix, layout)
         self.weights = scheme_of(context.quant, [f"{prefix}.0.gate_proj"]).experts(self.shard, context.dtype)
         self.weighting = weighting
@@ -44,6 +49,23 @@ class Experts(Layer):
         return self.experts(x_TH, expert_Tk, weight_Tk)
 
 
+class Router(ReplicatedLinear):
+    """Logits of all experts. Never quantized."""
+
+    part = "routers"
+
+    def __init__(self, context: BuildContext, module: str) -> None:
+        moe = context.config.moe
+        assert moe is not None
+        super().__init__(context, [module], context.config.hidden_size, moe.num_experts, scheme=UNQUANTIZED)
+
+
+class SharedExpert(MLP):
+    """The expert that every token passes through."""
+
+    part = "shared experts"
+
+
 class SigmoidMoE(Layer):
     """Llama 4's block: top-k by logit, sigmoid(logit) on each chosen expert's input, plus the unscaled shared expert.
 
@@ -54,11 +76,9 @@ class SigmoidMoE(Layer):
         config = context.config.moe
         assert config is not None
         self.top_k = config.top_k
-        self.router = ReplicatedLinear(
-            context, [f"{prefix}.router"], context.config.hidden_size, config.num_experts, scheme=UNQUANTIZED
-        )
+        self.router = Router(context, f"{prefix}.router")
         self.experts = Experts(context, f"{prefix}.experts", FusedExperts, Weighting.INPUT)
-        self.shared = MLP(context, f"{prefix}.shared_expert", config.shared_intermediate_size)
+        self.shared = SharedExpert(context, f"{prefix}.shared_expert", config.shared_intermediate_size)
 
     def bind_own(self, kernels: KernelTable) -> None:
         self.route_sigmoid = kernels.route_sigmoid
@@ -78,9 +98,7 @@ class SoftmaxMoE(Layer):
         config = context.config.moe
         assert config is not None
         self.top_k, self.renormalize = config.top_k, config.renormalize
-        self.router = ReplicatedLinear(
-            context, [f"{prefix}.gate"], context.config.hidden_size, config.num_experts, scheme=UNQUANTIZED
-        )
+        self.router = Router(context, f"{prefix}.gate")
         self.experts = Experts(context, f"{prefix}.experts", ExpertModules, Weighting.OUTPUT)
 
     def bind_own(self, kernels: KernelTable) -> None:

@@ -18,6 +18,8 @@ def replicated(context: BuildContext, source: str, shape: tuple[int, ...]) -> Pa
 
 
 class RMSNorm(Layer):
+    part = "norms"
+
     def __init__(self, context: BuildContext, module: str, size: int, eps: float) -> None:
         self.weight = replicated(context, f"{module}.weight", (size,))
         self.eps = eps

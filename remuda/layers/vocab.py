@@ -27,6 +27,9 @@ class _VocabParallel(Layer):
 
 
 class VocabParallelEmbedding(_VocabParallel):
+    part = "embedding"
+    used = 0.0  # a row of it
+
     def __init__(self, context: BuildContext, source: str) -> None:
         super().__init__(context, source)
         self.comm = context.comm
@@ -50,6 +53,8 @@ class VocabParallelEmbedding(_VocabParallel):
 
 class ParallelHead(_VocabParallel):
     """Logits of this rank's ids."""
+
+    part = "head"
 
     def pack(self, kernels: KernelTable) -> None:
         self.linear = kernels.make_linear(self.weight.take())

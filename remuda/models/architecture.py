@@ -26,7 +26,6 @@ class Architecture:
     name: str
     folder: str  # the package whose model.py has a class of this name
     read_config: ConfigReader
-    modules: Mapping[str, str]  # part of a layer -> a checkpoint module of it, with {index}
     tiny: Mapping[str, TinyKind] = field(default_factory=dict)  # kinds that `make-tiny` can make
 
     def model_class(self) -> type[Model]:

@@ -6,6 +6,7 @@ T tokens, S sampled rows, H hidden, V ids of this rank's vocabulary shard, N ima
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from remuda.kernels.select import kernel_table
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 class Model(Layer):
     """One rank's share of a model. Building it allocates nothing; load() makes it run. Call under inference_mode."""
+
+    layers: Sequence[Layer]  # the stage's decoder layers, in order
 
     def __init__(self, context: BuildContext) -> None:
         self.context = context

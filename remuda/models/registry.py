@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from remuda.config.generation import with_generation_config
 from remuda.config.huggingface import open_config
-from remuda.config.model import LayerConfig, ModelConfig
-from remuda.config.quant import QuantRule, WeightFormat
+from remuda.config.model import ModelConfig
 from remuda.layers.base import BuildContext
 from remuda.models import llama, llama4, qwen3, qwen3_moe
 from remuda.models.architecture import Architecture
@@ -43,24 +40,7 @@ def read_model_config(path: str | Path, dtype: str = "auto") -> ModelConfig:
     name = str(root.values["architectures"][0])
     if name not in ARCHITECTURES:
         raise root.refuse("architectures", f"{name!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[name]
-    config = _with_quantized_parts(architecture.read_config(root, directory, dtype), architecture)
-    return with_generation_config(config, directory)
-
-
-def _with_quantized_parts(config: ModelConfig, architecture: Architecture) -> ModelConfig:
-    """Each layer's parts that the checkpoint keeps in float8, told by one module of each: parts are quantized whole."""
-    rule = QuantRule(config.quant)
-    if rule.format is WeightFormat.PLAIN:
-        return config
-
-    def parts(index: int, layer: LayerConfig) -> tuple[str, ...]:
-        here = ("attention", "shared_expert", "routed_experts") if layer.moe else ("attention", "dense")
-        modules = {part: module.format(index=index) for part, module in architecture.modules.items() if part in here}
-        return tuple(part for part, module in modules.items() if rule.format_of(module) is not WeightFormat.PLAIN)
-
-    layers = tuple(msgspec.structs.replace(layer, fp8=parts(index, layer)) for index, layer in enumerate(config.layers))
-    return msgspec.structs.replace(config, layers=layers)
+    return with_generation_config(ARCHITECTURES[name].read_config(root, directory, dtype), directory)
 
 
 def check_architecture(name: str, pp_size: int) -> None:

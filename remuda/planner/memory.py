@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from remuda.config.engine import ParallelConfig
 from remuda.config.model import ModelConfig
 from remuda.kv.groups import stage_page
-from remuda.planner.layout import working_tensor_parallel_sizes
-from remuda.planner.partition import partition_layers
-from remuda.planner.weights import (
-    layer_bytes,
-    layer_weights,
-    parameter_bytes,
-    vision_weights,
-    vocabulary_weights,
-)
+from remuda.planner.layout import working_shares
+from remuda.planner.partition import cut
+from remuda.planner.share import Share
 from remuda.protocol.errors import ConfigError
 
 _GIB = 1 << 30
@@ -30,7 +25,7 @@ class StageMemory:
     stage: int
     first_layer: int
     last_layer: int  # exclusive
-    weights: dict[str, int]  # part -> bytes, parts that are not there left out
+    weights: Mapping[str, int]  # part -> bytes
     page_bytes: int  # of one KV page
 
     @property
@@ -41,35 +36,17 @@ class StageMemory:
 def plan_memory(model: ModelConfig, parallel: ParallelConfig, block_size: int) -> list[StageMemory]:
     """One entry per stage of a resolved layout."""
     tp_size, groups = parallel.tensor_parallel_size, model.kv_groups
-    stages, first = [], 0
-    for stage, count in enumerate(parallel.layer_partition):
-        last = first + count
-        weights = _stage_weights(model, parallel, first, last)
+    share = Share(model, tp_size, parallel.enable_expert_parallel)
+    stages = []
+    for stage, (first, last) in enumerate(_stages(parallel.layer_partition)):
         page = stage_page(groups, model.kv_shape(tp_size), block_size, first, last)
-        stages.append(StageMemory(stage, first, last, weights, page.nbytes))
-        first = last
+        stages.append(StageMemory(stage, first, last, share.stage(first, last).bytes, page.nbytes))
     return stages
 
 
-def _stage_weights(model: ModelConfig, parallel: ParallelConfig, first: int, last: int) -> dict[str, int]:
-    tp, element = parallel.tensor_parallel_size, parameter_bytes(model)
-    total: Counter[str] = Counter()
-    for index in range(first, last):
-        total.update(layer_bytes(model, index, layer_weights(model, index, tp, parallel.enable_expert_parallel)))
-    is_first, is_last = first == 0, last == model.num_layers
-    head = is_last and not (model.tie_word_embeddings and is_first)
-    parts = {
-        "vision tower": vision_weights(model) * element if is_first else 0,
-        "embedding": vocabulary_weights(model, tp) * element if is_first else 0,
-        "attention": total["attention"],
-        "dense MLPs": total["dense"],
-        "routed experts": total["routed_experts"],
-        "shared experts": total["shared_expert"],
-        "routers": total["router"],
-        "norms": total["norms"] + (model.hidden_size * element if is_last else 0),
-        "head": vocabulary_weights(model, tp) * element if head else 0,
-    }
-    return {part: nbytes for part, nbytes in parts.items() if nbytes}
+def _stages(partition: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """[first, last) layer of each."""
+    return pairwise(accumulate(partition, initial=0))
 
 
 def memory_table(stages: list[StageMemory]) -> str:
@@ -109,11 +86,12 @@ def layouts_that_fit(
     model: ModelConfig, bytes_per_rank: int, max_ranks: int, expert_parallel: bool = False
 ) -> list[tuple[int, int]]:
     """(TP, PP) sizes whose weights fill at most 0.9 of a rank's memory: fewest stages per TP, fewest ranks first."""
-    found = []
-    for tp in working_tensor_parallel_sizes(model, expert_parallel):
-        for pp in range(1, min(model.num_layers, max_ranks // tp) + 1):
-            parallel = ParallelConfig(tp, pp, expert_parallel, layer_partition=partition_layers(model, tp, pp))
-            if max(stage.weight_bytes for stage in plan_memory(model, parallel, 16)) <= 0.9 * bytes_per_rank:
+    room, found = 0.9 * bytes_per_rank, []
+    for tp, share in working_shares(model, expert_parallel).items():
+        least = share.stage(0, model.num_layers).total_bytes // room  # fewer stages never suffice
+        for pp in range(max(1, int(least)), min(model.num_layers, max_ranks // tp) + 1):
+            stages = (share.stage(first, last) for first, last in _stages(cut(share, pp)))
+            if max(stage.total_bytes for stage in stages) <= room:
                 found.append((tp, pp))
                 break
     return sorted(found, key=lambda size: (size[0] * size[1], size[1]))

@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from remuda.config.model import ModelConfig
-from remuda.planner.weights import (
-    layer_bytes,
-    layer_weights,
-    parameter_bytes,
-    vision_weights,
-    vocabulary_weights,
-)
+from remuda.planner.share import Share
 from remuda.protocol.errors import ConfigError
 
 _Plan = tuple[float, float, tuple[int, ...]]  # (worst load, sum of squares, where each stage ends)
@@ -34,23 +28,23 @@ class Cost:
         return Cost(self.time + other.time, self.bytes + other.bytes)
 
 
-def model_costs(model: ModelConfig, tp_size: int) -> tuple[list[Cost], Cost, Cost]:
-    """(each layer, the first stage's extra, the last stage's extra) on one rank."""
-    weights = [layer_weights(model, index, tp_size) for index in range(model.num_layers)]
-    vocabulary, element = vocabulary_weights(model, tp_size), parameter_bytes(model)
-    first = Cost(time=0.0, bytes=(vocabulary + vision_weights(model)) * element)
-    last = Cost(time=vocabulary, bytes=vocabulary * element)
-    layers = [Cost(layer.active, sum(layer_bytes(model, index, layer).values())) for index, layer in enumerate(weights)]
-    return layers, first, last
-
-
 def partition_layers(model: ModelConfig, tp_size: int, pp_size: int) -> tuple[int, ...]:
     """Layers per stage. Raises ConfigError if there are more stages than layers."""
     if not 1 <= pp_size <= model.num_layers:
         raise ConfigError(
             f"--pipeline-parallel-size must be 1 to {model.num_layers} (the model's layers), not {pp_size}"
         )
-    return balance(*model_costs(model, tp_size), pp_size)
+    return cut(Share(model, tp_size), pp_size)
+
+
+def cut(share: Share, stages: int) -> tuple[int, ...]:
+    """Layers per stage of a model of which a rank has `share`."""
+    if stages == 1:
+        return (len(share.layers),)
+    first, last, *layers = (
+        Cost(weights.active, weights.total_bytes) for weights in (share.first, share.last, *share.layers)
+    )
+    return balance(layers, first, last, stages)
 
 
 def balance(layers: list[Cost], first: Cost, last: Cost, stages: int) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ def test_a_model_without_pipeline_support_runs_on_one_stage_only(monkeypatch: py
         def model_class(self) -> type[Model]:
             return OneStage
 
-    entry = WithoutStages("OneStage", "", ARCHITECTURES["LlamaForCausalLM"].read_config, {})
+    entry = WithoutStages("OneStage", "", ARCHITECTURES["LlamaForCausalLM"].read_config)
     monkeypatch.setitem(registry.ARCHITECTURES, "OneStage", entry)
     check_architecture("OneStage", pp_size=1)
     with pytest.raises(ConfigError, match="does not support --pipeline-parallel-size 2; those that do: Llama4"):
@@ -50,6 +50,12 @@ def test_every_architecture_has_a_tiny_checkpoint_of_its_own(name: str) -> None:
 def test_every_kind_says_what_it_imitates() -> None:
     assert len(TINY_KINDS) == sum(len(a.tiny) for a in ARCHITECTURES.values())  # no name twice
     assert all(len(kind.about) > 10 for kind in TINY_KINDS.values())
+
+
+def test_a_layout_that_does_not_cut_the_heads_is_refused(tiny: Callable[[str], Path]) -> None:
+    config = read_model_config(tiny("maverick"))
+    with pytest.raises(ConfigError, match="--tensor-parallel-size 3 does not work: it does not divide the 8 attention"):
+        build_model(config, Topology(3, 1, 0, 0, 0, 8, 8), SingleRank())
 
 
 def test_building_allocates_nothing_and_sizes_any_rank(tiny: Callable[[str], Path]) -> None:

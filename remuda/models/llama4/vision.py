@@ -46,6 +46,9 @@ class VisionLayer(Layer):
 class VisionTower(Layer):
     """Weights on every TP rank of the first stage; tiles are dealt to the ranks and their rows gathered."""
 
+    part = "vision tower"
+    used = 0.0
+
     def __init__(self, context: BuildContext) -> None:
         vision = context.config.vision
         assert vision is not None
