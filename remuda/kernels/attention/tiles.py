@@ -1,4 +1,7 @@
-"""Sizes of the tiles in which attention kernels work, by head_dim and dtype. Chosen on an H100."""
+"""Sizes of the tiles in which attention kernels work, by head_dim and dtype.
+
+Chosen by registers and shared memory of code compiled for sm_90; `benchmarks/gpu/kernel_sweeps.py` times others.
+"""
 
 from __future__ import annotations
 
