@@ -93,7 +93,9 @@ def small_forms() -> Iterator[Form]:
     for dtype, configurations in streams.items():
         for numbers in configurations:
             stream = Stream(*numbers)
-            yield Form(f"small {_label(numbers)}", dtype, _small(stream), max_rows=64)
+            for pdl in (False, True):
+                name = f"small {_label(numbers)}{' pdl' if pdl else ''}"
+                yield Form(name, dtype, _small(stream, pdl), max_rows=64)
 
 
 def grouped_forms() -> Iterator[Form]:
@@ -130,9 +132,9 @@ def _label(numbers: tuple[int, ...]) -> str:
     return f"{'x'.join(map(str, block))} w{warps} s{stages}"
 
 
-def _small(stream: Stream) -> Call:
+def _small(stream: Stream, pdl: bool) -> Call:
     return lambda weights, x, expert, weight, on_input: experts_small(
-        weights, x, expert, weight, on_input, stream, stream
+        weights, x, expert, weight, on_input, stream, stream, pdl
     )
 
 

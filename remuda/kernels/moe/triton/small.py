@@ -15,7 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
+from remuda.kernels.device import early
 from remuda.kernels.moe.triton.weights import ExpertWeights
+
+_LINE_BYTES = 128  # what a prefetch asks for
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,12 @@ def experts_small(
     weigh_input: bool,
     gate_up: Stream,
     down: Stream,
+    pdl: bool = False,
 ) -> torch.Tensor:
-    """Sum over each token's choices of weight * expert(x), or expert(weight * x): [T, H] in x's dtype."""
+    """Sum over each token's choices of weight * expert(x), or expert(weight * x): [T, H] in x's dtype.
+
+    ``pdl``: each kernel starts while its predecessor ends, and down's weights are on their way before h is there.
+    """
     (tokens, hidden), top_k = x_TH.shape, expert_Tk.shape[1]
     width = weights.down_EHI.shape[2]
     h_RI = torch.empty((tokens * top_k, width), dtype=x_TH.dtype, device=x_TH.device)
@@ -45,12 +52,13 @@ def experts_small(
     _gate_up_kernel[(triton.cdiv(2 * width, gate_up.block_n), tokens * top_k)](
         x_TH, x_TH.stride(0), weights.gate_up_EJH, weights.gate_up_scale_EJ, expert_Tk, weight_Tk, h_RI, hidden, width,
         TOP_K=top_k, WEIGH=weigh_input, BLOCK_N=gate_up.block_n, BLOCK_K=gate_up.block_k, STAGES=gate_up.num_stages,
-        num_warps=gate_up.num_warps,
+        PDL=pdl, num_warps=gate_up.num_warps, **early(pdl),
     )  # fmt: skip
     _down_kernel[(triton.cdiv(hidden, down.block_n), tokens)](
         h_RI, weights.down_EHI, weights.down_scale_EH, expert_Tk, weight_Tk, y_TH, hidden, width,
         TOP_K=top_k, WEIGH=not weigh_input, BLOCK_N=down.block_n, BLOCK_K=down.block_k, STAGES=down.num_stages,
-        num_warps=down.num_warps,
+        PDL=pdl, LINES=triton.next_power_of_2(triton.cdiv(width * weights.down_EHI.element_size(), _LINE_BYTES)),
+        num_warps=down.num_warps, **early(pdl),
     )  # fmt: skip
     return y_TH
 
@@ -73,12 +81,27 @@ def _dot_rows(x, weight, scale, outputs, inputs, n, BLOCK_N: tl.constexpr, BLOCK
 
 
 @triton.jit
+def _prefetch_rows(weight, n, outputs, inputs, LINES: tl.constexpr):
+    """Ask the second-level cache for whole rows; lines past the end of one ask for its last again."""
+    per_line: tl.constexpr = 128 // (weight.dtype.element_ty.primitive_bitwidth // 8)
+    column = tl.minimum(tl.arange(0, LINES) * per_line, inputs - 1)
+    at = weight + tl.minimum(n, outputs - 1)[:, None] * inputs + column[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def _gate_up_kernel(
     x, x_stride, weight, scale, expert, route_weight, h, hidden, width,
     TOP_K: tl.constexpr, WEIGH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """h[row] = silu(gate) * up, for BLOCK_N / 2 of a row's columns. A weighted input weighs both sums."""
     row = tl.program_id(1)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     e = tl.load(expert + row).to(tl.int64)
     if e < 0:
         return  # nobody reads this row's h
@@ -99,10 +122,18 @@ def _gate_up_kernel(
 def _down_kernel(
     h, weight, scale, expert, route_weight, y, hidden, width,
     TOP_K: tl.constexpr, WEIGH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     """y[token] = sum over its choices of down(h), for BLOCK_N columns: in the order of choices, so always the same."""
     token = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if PDL:  # the routes are older than gate_up, which waited for them before it let this kernel start
+        for choice in tl.range(0, TOP_K):
+            e = tl.load(expert + token * TOP_K + choice).to(tl.int64)
+            if e >= 0:
+                _prefetch_rows(weight + e * hidden * width, n, hidden, width, LINES)
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     y_N = tl.zeros((BLOCK_N,), tl.float32)
     for choice in tl.range(0, TOP_K):
         row = token * TOP_K + choice
