@@ -5,10 +5,11 @@ from __future__ import annotations
 import select
 from collections import deque
 from collections.abc import Iterable
-from itertools import repeat
+from itertools import islice, repeat
 from time import monotonic
 
 from remuda.config.engine import EngineConfig
+from remuda.engine.drafting import Drafter, as_one
 from remuda.engine.kv.manager import NEVER
 from remuda.engine.ports import Executor, StartReport
 from remuda.engine.scheduler import ScheduledStep, Scheduler
@@ -36,13 +37,16 @@ _NOT_FINITE = RequestError(
 class EngineCore:
     """Requests in, outputs out, for one replica. Single-threaded; raises ReplicaDied when a rank is gone.
 
-    `executor` has been started, which gave `start`; who started it ends it, after `close`.
+    `executor` has been started, which gave `start`; who started it ends it, after `close`. With a `drafter`, decoding
+    sequences carry what it proposes.
     """
 
-    def __init__(self, config: EngineConfig, executor: Executor, start: StartReport) -> None:
+    def __init__(
+        self, config: EngineConfig, executor: Executor, start: StartReport, drafter: Drafter | None = None
+    ) -> None:
         self.config = config
         self.executor = executor
-        self.scheduler = Scheduler(config, start.kv_pages)
+        self.scheduler = Scheduler(config, start.kv_pages, drafter)
         self._caching = config.cache.enable_prefix_caching
         self._block_size = config.cache.block_size
         wanted = start.plans_in_flight
@@ -113,10 +117,13 @@ class EngineCore:
         """Give each sampled token to its sequence; what came for a sequence that has ended meanwhile is dropped."""
         scheduled = self._in_flight.popleft()
         assert result.step == scheduled.plan.step, f"result of step {result.step}, not {scheduled.plan.step}"
-        assert len(result.tokens) == len(scheduled.sampling), "ranks and engine disagree on which rows sample"
         self._steps += 1
         if result.prompt_logprobs:
             _keep_prompt_logprobs(result, scheduled)
+        if scheduled.plan.drafts:
+            self._apply_runs(result, scheduled, outputs)
+            return
+        assert len(result.tokens) == len(scheduled.sampling), "ranks and engine disagree on which rows sample"
         finished, emit, before = Status.FINISHED, outputs.append, len(outputs)
         each_logprobs = result.logprobs or repeat(None)
         for seq, token, logprobs in zip(scheduled.sampling, result.tokens, each_logprobs, strict=False):
@@ -125,16 +132,34 @@ class EngineCore:
             ids = seq.token_ids
             length = len(ids) + 1
             if length >= seq.wake_at or token in seq.ending:
-                self._settle(seq, token, logprobs, outputs)
+                self._deliver(seq, token, logprobs, outputs)
             else:
                 ids.append(token)
                 emit(RequestOutput(seq.request_id, [token], None, None, [logprobs] if logprobs else None))
         self._generated_tokens += len(outputs) - before
 
+    def _apply_runs(self, result: StepResult, scheduled: ScheduledStep, outputs: list[RequestOutput]) -> None:
+        """The same where some rows carried drafts: one output with all the tokens of a row, as far as it goes."""
+        assert len(result.runs) == len(scheduled.sampling), "ranks and engine disagree on which rows sample"
+        tokens, each_logprobs = iter(result.tokens), iter(result.logprobs or repeat(None))
+        for seq, count in zip(scheduled.sampling, result.runs, strict=True):
+            run = list(zip(islice(tokens, count), islice(each_logprobs, count), strict=True))
+            if seq.status is Status.FINISHED:
+                continue
+            self.scheduler.confirm_drafts(seq, count - 1)
+            found: list[RequestOutput] = []
+            for token, logprobs in run:
+                self._deliver(seq, token, logprobs, found)
+                if found[-1].finish_reason is not None:
+                    break
+            output = as_one(found)
+            outputs.append(output)
+            self._generated_tokens += len(output.token_ids)
+
     # ---------------------------------------------------------------------------------- tokens that matter
 
-    def _settle(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, outputs: list[RequestOutput]) -> None:
-        """A first token, one that fills a block, or one that ends the request."""
+    def _deliver(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, outputs: list[RequestOutput]) -> None:
+        """Any token; above all a first one, one that fills a block, or one that ends the request."""
         if token == NON_FINITE:
             self._forget(seq)
             outputs.append(RequestOutput(seq.request_id, [], FinishReason.ERROR, error=_NOT_FINITE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from remuda.protocol.errors import InvalidRequest, QueueFull, RemudaError
@@ -56,6 +58,8 @@ class OutputProcessor:
         """Take over one step's output. True: a stop string ended the text, so the engine should abort the sequence."""
         if self.finished:
             return False
+        if self._eager and len(output.token_ids) > 1:  # the text may end before the last of them
+            return any(self.push(one) for one in _one_by_one(output))
         self.token_ids += output.token_ids
         if output.logprobs is not None:
             self.logprobs += output.logprobs
@@ -122,6 +126,16 @@ class OutputProcessor:
         self.stop_reason = self._detokenizer.stop_string
         self._decoded = len(self.token_ids) + 1
         return engine_runs
+
+
+def _one_by_one(output: RequestOutput) -> Iterator[RequestOutput]:
+    """An output of several tokens, as if each had come on its own."""
+    last = len(output.token_ids) - 1
+    for place, token in enumerate(output.token_ids):
+        one = msgspec.structs.replace(
+            output, token_ids=[token], logprobs=output.logprobs[place : place + 1] if output.logprobs else None
+        )
+        yield one if place == last else msgspec.structs.replace(one, finish_reason=None, stop_token_id=None, error=None)
 
 
 _ERRORS: dict[int, type[RemudaError]] = {400: InvalidRequest, 429: QueueFull}

@@ -13,6 +13,7 @@ import msgspec
 
 from remuda.config.engine import EngineConfig
 from remuda.engine.cohorts import DecodeCohorts
+from remuda.engine.drafting import Drafter
 from remuda.engine.kv.manager import KVCacheManager
 from remuda.engine.prefill import PrefillSizer
 from remuda.engine.queue import WaitingQueue
@@ -35,16 +36,19 @@ class ScheduledStep:
         self.prompt_rows = prompt_rows  # slot -> sequence that wants prompt logprobs
 
 
-class _Draft:
+class _Sketch:
     """The plan being built."""
 
     __slots__ = (
-        "counts", "crossed", "grants", "new", "preempted", "prompts", "rows", "sampling", "share", "tokens", "victims",
+        "counts", "crossed", "drafts", "grants", "new", "preempted", "prompts", "rejected", "rows", "sampling", "share",
+        "tokens", "victims",
     )  # fmt: skip
 
     def __init__(self, tokens: int) -> None:
         self.rows: list[Sequence] = []
         self.counts: list[int] = []
+        self.drafts: list[list[int]] = []  # of the first rows; empty: of none
+        self.rejected: list[tuple[int, int]] = []
         self.sampling: list[Sequence] = []
         self.prompts: list[Sequence] = []  # rows that prefill
         self.new: list[NewSequence] = []
@@ -59,7 +63,8 @@ class _Draft:
 class Scheduler:
     """Owns every sequence from `add` to `finish`, their slots and their pages."""
 
-    def __init__(self, config: EngineConfig, num_pages: int) -> None:
+    def __init__(self, config: EngineConfig, num_pages: int, drafter: Drafter | None = None) -> None:
+        self.drafter = drafter  # may be exchanged while no plan is in flight
         limits = config.scheduler
         self._max_tokens = limits.max_num_batched_tokens
         self._chunk_cap = limits.max_prefill_chunk or self._max_tokens
@@ -108,15 +113,15 @@ class Scheduler:
 
     def schedule(self) -> ScheduledStep | None:
         """The next micro-batch: decodes of the cohort whose turn it is, then prompts. None: nothing can run now."""
-        draft = _Draft(self._max_tokens)
-        self._decode(draft, relaxed=False)
-        if draft.tokens > 0:
-            self._prefill(draft)
-        if not draft.rows:
-            self._decode(draft, relaxed=True)
-        return self._seal(draft) if draft.rows else None
+        sketch = _Sketch(self._max_tokens)
+        self._decode(sketch, relaxed=False)
+        if sketch.tokens > 0:
+            self._prefill(sketch)
+        if not sketch.rows:
+            self._decode(sketch, relaxed=True)
+        return self._seal(sketch) if sketch.rows else None
 
-    def _decode(self, draft: _Draft, relaxed: bool) -> None:
+    def _decode(self, sketch: _Sketch, relaxed: bool) -> None:
         """Add a row for each ready member of the first cohort that has one.
 
         Ready: its last token was sampled a whole round of the pipeline ago, or has been seen. When nothing else can run
@@ -129,17 +134,20 @@ class Scheduler:
                 ready = [seq for seq in ready if seq.unseen < self._max_unseen]
             elif self._stages > 1:
                 ready = [seq for seq in ready if seq.last_step <= newest or not seq.unseen]
-            self._decode_rows(draft, ready)
-            if draft.rows:
+            if self.drafter is None:
+                self._decode_rows(sketch, ready)
+            else:
+                self._draft_rows(sketch, [seq for seq in ready if not seq.unseen], self.drafter)
+            if sketch.rows:
                 self._cohorts.pass_turn(cohort)
                 return
 
-    def _decode_rows(self, draft: _Draft, ready: list[Sequence]) -> None:
-        rows, step, budget = draft.rows, self._step, draft.tokens
+    def _decode_rows(self, sketch: _Sketch, ready: list[Sequence]) -> None:
+        rows, step, budget = sketch.rows, self._step, sketch.tokens
         append = rows.append
         for seq in ready:
             end = seq.computed + 1
-            if seq.slot < 0 or (end >= seq.table.work_at and not self._make_room(draft, seq, end)):
+            if seq.slot < 0 or (end >= seq.table.work_at and not self._make_room(sketch, seq, end)):
                 continue  # preempted while this plan was built, or short of pages
             seq.computed = end
             seq.known = known = end + 1
@@ -149,72 +157,127 @@ class Scheduler:
                 self._cohorts.leave(seq)
             if len(rows) == budget:
                 break
-        draft.counts = [1] * len(rows)
-        draft.sampling = rows.copy()
-        draft.tokens = budget - len(rows)
+        sketch.counts = [1] * len(rows)
+        sketch.sampling = rows.copy()
+        sketch.tokens = budget - len(rows)
 
-    def _prefill(self, draft: _Draft) -> None:
+    def _draft_rows(self, sketch: _Sketch, ready: list[Sequence], drafter: Drafter) -> None:
+        """Rows of sequences whose every token has been seen, with what the drafter proposes to follow.
+
+        Each row has its one token before any has drafts. Rows with drafts come last: those of one token are quicker.
+        """
+        plain: list[Sequence] = []
+        drafting: list[tuple[Sequence, list[int]]] = []
+        spare = sketch.tokens - len(ready)
+        for seq in ready[: sketch.tokens]:
+            end = seq.computed + 1
+            if seq.slot < 0 or (end >= seq.table.work_at and not self._make_room(sketch, seq, end)):
+                continue  # preempted while this plan was built, or short of pages
+            seq.last_step = self._step
+            proposed = self._affordable_drafts(sketch, seq, drafter, end, spare)
+            spare -= len(proposed)
+            seq.drafted = len(proposed)
+            seq.computed = end + len(proposed)
+            seq.known = seq.computed + 1
+            if seq.rejected:
+                sketch.rejected.append((seq.slot, seq.rejected))
+                seq.rejected = 0
+            if proposed:
+                drafting.append((seq, proposed))
+                continue
+            plain.append(seq)
+            if seq.known >= seq.limit:
+                self._cohorts.leave(seq)
+        sketch.rows = plain + [seq for seq, _ in drafting]
+        sketch.counts = [1] * len(plain) + [1 + len(proposed) for _, proposed in drafting]
+        if drafting:
+            sketch.drafts = [[] for _ in plain] + [proposed for _, proposed in drafting]
+        sketch.sampling = sketch.rows.copy()
+        sketch.tokens -= sum(sketch.counts)
+
+    def _affordable_drafts(self, sketch: _Sketch, seq: Sequence, drafter: Drafter, end: int, spare: int) -> list[int]:
+        """Drafts behind position `end` that nobody is preempted for, that stay within the sequence's limit, and that do
+        not cross a border of what it sees: if they are rejected, the pages before it are needed again."""
+        most = min(spare, seq.limit - end - 1, seq.table.border - 1 - end, self.kv.room(seq.table) - end)
+        proposed = drafter.propose(seq, most)[:most] if most > 0 else []
+        if proposed and (granted := self.kv.grow(seq.table, end + len(proposed))) is not None:
+            sketch.grants.append(PageGrant(seq.slot, granted))
+        return proposed
+
+    def confirm_drafts(self, seq: Sequence, right: int) -> None:
+        """The first `right` of the drafts that `seq` had in flight were what the model chose."""
+        wrong, seq.drafted = seq.drafted - right, 0
+        seq.known -= wrong
+        if seq.status is Status.RUNNING:  # else preempted meanwhile: it starts again from what is known
+            seq.computed -= wrong
+            seq.rejected = wrong
+
+    def _prefill(self, sketch: _Sketch) -> None:
         """Fill what is left with chunks of prompts: those begun first, then newcomers."""
         waiting_tokens = self.waiting.tokens + sum(seq.uncomputed for seq in self._prefilling)
         if not waiting_tokens:
             return
-        draft.share = self._sizer.share(waiting_tokens, draft.tokens)
+        sketch.share = self._sizer.share(waiting_tokens, sketch.tokens)
         for seq in self._prefilling.copy():
-            if draft.tokens <= 0 or draft.share < 1:
+            if sketch.tokens <= 0 or sketch.share < 1:
                 return
             if seq.slot >= 0:  # else preempted while this plan was built
-                self._prefill_row(draft, seq)
+                self._prefill_row(sketch, seq)
         promised = sum(self._missing_pages(seq) for seq in self._prefilling)
-        while draft.tokens > 0 and draft.share >= 1 and self._free_slots and not draft.preempted:
+        while sketch.tokens > 0 and sketch.share >= 1 and self._free_slots and not sketch.preempted:
             head = self.waiting.head()
             if head is None or head.unseen or not self._admit(head, promised):
                 return  # an unseen token of a preempted sequence is on its way: strict order, so everyone waits for it
-            self._prefill_row(draft, head, new=True)
+            self._prefill_row(sketch, head, new=True)
             promised += self._missing_pages(head)
 
-    def _prefill_row(self, draft: _Draft, seq: Sequence, new: bool = False) -> None:
+    def _prefill_row(self, sketch: _Sketch, seq: Sequence, new: bool = False) -> None:
         start = seq.computed
-        affordable = self._sizer.tokens(start, draft.share)
-        end = start + min(seq.uncomputed, draft.tokens, self._chunk_cap, affordable)
+        affordable = self._sizer.tokens(start, sketch.share)
+        end = start + min(seq.uncomputed, sketch.tokens, self._chunk_cap, affordable)
         while (room := self.kv.room(seq.table)) <= start:
-            if not self._preempt_later_than(draft, seq):
+            if not self._preempt_later_than(sketch, seq):
                 return
         end = min(end, room)
         if end >= seq.table.border:
-            draft.crossed.append(seq)
+            sketch.crossed.append(seq)
         granted = self.kv.grow(seq.table, end)
         if new:
-            draft.new.append(self._introduce(seq))
+            sketch.new.append(self._introduce(seq))
         elif granted is not None:
-            draft.grants.append(PageGrant(seq.slot, granted))
+            sketch.grants.append(PageGrant(seq.slot, granted))
         seq.computed = end
         seq.last_step = self._step
-        draft.rows.append(seq)
-        draft.counts.append(end - start)
-        draft.prompts.append(seq)
-        draft.tokens -= end - start
-        draft.share -= self._sizer.cost(start, end - start)
+        sketch.rows.append(seq)
+        sketch.counts.append(end - start)
+        sketch.prompts.append(seq)
+        sketch.tokens -= end - start
+        sketch.share -= self._sizer.cost(start, end - start)
         if end == seq.known:
-            draft.sampling.append(seq)
+            sketch.sampling.append(seq)
             self._prefilling.remove(seq)
             seq.known += 1
             if seq.known < seq.limit:
                 self._cohorts.join(seq)
 
-    def _seal(self, draft: _Draft) -> ScheduledStep:
+    def _seal(self, sketch: _Sketch) -> ScheduledStep:
         """Make the plan. Only now may its prompts be shared and the pages that it left behind be given back."""
         prompt_rows = {}
-        for seq in draft.prompts:
+        for seq in sketch.prompts:
             self.cache_blocks(seq, min(seq.computed, len(seq.token_ids)))
             if seq.prompt_logprobs is not None:
                 prompt_rows[seq.slot] = seq
-        for seq in draft.crossed:
+        for seq in sketch.crossed:
             self.kv.trim(seq.table, seq.computed)
-        slots = [seq.slot for seq in draft.rows]
-        plan = StepPlan(self._step, slots, draft.counts, self._released, draft.new, draft.grants)
+        slots = [seq.slot for seq in sketch.rows]
+        if sketch.drafts:
+            sketch.drafts += [[] for _ in sketch.prompts]
+        plan = StepPlan(
+            self._step, slots, sketch.counts, self._released, sketch.new, sketch.grants, sketch.drafts, sketch.rejected
+        )
         self._released = []
         self._step += 1
-        return ScheduledStep(plan, draft.sampling, prompt_rows)
+        return ScheduledStep(plan, sketch.sampling, prompt_rows)
 
     # ------------------------------------------------------------------------------------ coming and going
 
@@ -258,27 +321,27 @@ class Scheduler:
             images=seq.request.images,
         )
 
-    def _make_room(self, draft: _Draft, seq: Sequence, end: int) -> bool:
+    def _make_room(self, sketch: _Sketch, seq: Sequence, end: int) -> bool:
         """A decoding sequence needs a page or has reached a border of what it sees."""
         while self.kv.room(seq.table) < end:
-            if not self._preempt_later_than(draft, seq):
+            if not self._preempt_later_than(sketch, seq):
                 return False
         if end >= seq.table.border:
-            draft.crossed.append(seq)
+            sketch.crossed.append(seq)
         granted = self.kv.grow(seq.table, end)
         if granted is not None:
-            draft.grants.append(PageGrant(seq.slot, granted))
+            sketch.grants.append(PageGrant(seq.slot, granted))
         return True
 
-    def _preempt_later_than(self, draft: _Draft, seq: Sequence) -> bool:
+    def _preempt_later_than(self, sketch: _Sketch, seq: Sequence) -> bool:
         """Take pages and slot from the last sequence in order that comes after `seq` and is not part of this plan."""
-        if draft.victims is None:
-            draft.victims = sorted(self.running.values(), key=_order)
-        while draft.victims and draft.victims[-1].order > seq.order:
-            victim = draft.victims.pop()
+        if sketch.victims is None:
+            sketch.victims = sorted(self.running.values(), key=_order)
+        while sketch.victims and sketch.victims[-1].order > seq.order:
+            victim = sketch.victims.pop()
             if victim.slot >= 0 and victim.last_step != self._step:
                 self._preempt(victim)
-                draft.preempted = True
+                sketch.preempted = True
                 return True
         return False
 
@@ -286,7 +349,7 @@ class Scheduler:
         """Back to the queue. Tokens still unseen arrive and are appended as usual; it is not admitted before that."""
         self._withdraw(seq)
         seq.status = Status.WAITING
-        seq.computed = 0
+        seq.computed = seq.rejected = 0
         self.waiting.push(seq)
         self.preemptions += 1
 

@@ -21,13 +21,15 @@ class Sequence:
 
     `token_ids` are confirmed: the prompt and every output that the engine has seen. `known` also counts tokens that
     the ranks have sampled, or will have when the plans in flight have run. `computed` counts the tokens whose KV exists
-    once those plans have run. A sequence decodes when known == computed + 1 and that last token is an output.
+    once those plans have run. A sequence decodes when known == computed + 1 and that last token is an output. Drafts
+    in flight count as if they were right.
     """
 
     __slots__ = (
         "cached_tokens",
         "cohort",
         "computed",
+        "drafted",
         "ending",
         "known",
         "last_step",
@@ -35,6 +37,7 @@ class Sequence:
         "order",
         "prompt_len",
         "prompt_logprobs",
+        "rejected",
         "request",
         "request_id",
         "slot",
@@ -61,6 +64,8 @@ class Sequence:
         self.slot = -1
         self.cohort = -1  # of a decoding sequence
         self.last_step = -NEVER
+        self.drafted = 0  # drafts in flight, counted as known and computed
+        self.rejected = 0  # of those that came back, not counted any more: what the ranks do not know yet
         self.wake_at = self.known + 1  # confirmed length at which its results need more than an append
         self.started = bool(request.emitted_token_ids)  # the first token has been delivered
         self.cached_tokens = 0

@@ -33,11 +33,16 @@ class PageGrant(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, tag="plan", array_like=True):
-    """One micro-batch. Apply in this order: released, new, grants, then run `slots`.
+    """One micro-batch. Apply in this order: released, new, grants, rejected, then run `slots`.
 
     Row i runs the next `counts[i]` tokens of `slots[i]` (after those already computed). A row samples exactly when,
     after the step, all its known tokens are computed; `known` includes tokens sampled by earlier steps, also those
     whose value the engine has not seen yet. Rows that have sampled grow by one known token.
+
+    A row that samples may carry drafts, guesses at what follows its known tokens. They run as if they were known
+    (`counts[i]` includes them), the row samples a token after each as well, and grows by one more for each: until a
+    later plan, at the latest the next that runs the slot, says how many of them were `rejected`. Those are then neither
+    known nor computed. A sequence whose drafts are in flight is in no other plan.
     """
 
     step: int
@@ -46,6 +51,8 @@ class StepPlan(msgspec.Struct, frozen=True, tag="plan", array_like=True):
     released: list[int] = []
     new: list[NewSequence] = []
     grants: list[PageGrant] = []
+    drafts: list[list[int]] = []  # of each row; empty: no row has any
+    rejected: list[tuple[int, int]] = []  # (slot, how many of the drafts that it ran last)
 
 
 class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -59,14 +66,16 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
 class StepResult(msgspec.Struct, frozen=True, tag="result", array_like=True):
     """Answer of the last stage's TP rank 0 to one plan.
 
-    `tokens` has one entry per sampling row, in row order; -1 means the logits of that row were not finite.
-    `logprobs` is empty if no row asked for any, else one entry (or None) per sampling row.
+    `tokens` has those of the sampling rows, in row order: of each one, or, where it carried drafts, those that were
+    right and the one after. -1 means that the logits were not finite. `logprobs` is empty if no row asked for any, else
+    one entry (or None) per token.
     """
 
     step: int
     tokens: list[int]
     logprobs: list[TokenLogprobs | None] = []
     prompt_logprobs: list[PromptLogprobs] = []
+    runs: list[int] = []  # if the plan had drafts, how many tokens each sampling row has
 
 
 # ------------------------------------------------------------------------------------------------ start-up and control

@@ -19,8 +19,9 @@ class TokenFeedback:
         self._max_expected = max_expected
 
     def expect(self, step: int, rows: Rows) -> bool:
-        """The driver will send one token for each sampling row of `step`; False if there is none."""
-        if not len(rows.sampling_slots):
+        """The driver will send what `step` chooses: after drafts too, right or wrong, because its size must be known
+        before. False if it is nothing."""
+        if not len(rows.chosen_slots_C):
             return False
         self._expected.append((step, rows))
         return True

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
 from remuda.config.model import LayerConfig, ModelConfig
 from remuda.engine.core import EngineCore
+from remuda.engine.drafting import Drafter
 from remuda.engine.ports import Executor, StartReport
+from remuda.engine.sequence import Sequence
 from remuda.kv.specs import AnyAttention, ChunkedLocal, FullAttention, SlidingWindow
 from remuda.protocol.request import EngineRequest, FinishReason, ImageInput, RequestOutput, TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
@@ -123,6 +125,7 @@ class _Slot:
     sampling: SamplingParams
     images: list[ImageInput]
     histories: list[int] = field(default_factory=list)  # of every computed position
+    rejected: int = 0  # of the drafts that ran last, as long as the engine has not said so
 
 
 class FakeRanks:
@@ -175,6 +178,9 @@ class FakeRanks:
         for grant in plan.grants:
             for pages, more in zip(self.slots[grant.slot].pages, grant.pages, strict=True):
                 pages.extend(more)
+        for slot, count in plan.rejected:
+            assert self.slots[slot].rejected == count > 0
+            self.slots[slot].rejected = 0
         self._check_plan(plan)
         self._results.append(self._run(plan))
 
@@ -194,9 +200,12 @@ class FakeRanks:
         assert plan.slots and len(set(plan.slots)) == len(plan.slots) == len(plan.counts)
         assert len(self.slots) <= self.limits.max_num_seqs
         assert sum(plan.counts) <= self.limits.max_num_batched_tokens
-        for slot, count in zip(plan.slots, plan.counts, strict=True):
+        assert not plan.drafts or any(plan.drafts), "drafts of nobody"
+        for slot, count, drafts in rows_of(plan):
             state = self.slots[slot]
-            assert 0 < count <= len(state.token_ids) - state.computed
+            assert not state.rejected, "the engine has not seen yet what became of its drafts"
+            assert 0 < count <= len(state.token_ids) - state.computed + len(drafts)
+            assert not drafts or count == len(state.token_ids) - state.computed + len(drafts)
             self._check_context(state)
 
     def _check_context(self, state: _Slot) -> None:
@@ -213,19 +222,40 @@ class FakeRanks:
         logprobs: list[TokenLogprobs | None] = []
         prompt_parts: list[PromptLogprobs] = []
         written: set[tuple[int, int]] = set()
-        for slot, count in zip(plan.slots, plan.counts, strict=True):
+        runs: list[int] = []
+        for slot, count, drafts in rows_of(plan):
             state, start = self.slots[slot], self.slots[slot].computed
+            known = len(state.token_ids)
+            state.token_ids += drafts
             self._write(state, count, written)
             if state.sampling.prompt_logprobs is not None and start < state.prompt_len - 1:
                 predicted = state.token_ids[start + 1 : min(start + count + 1, state.prompt_len)]
                 prompt_parts.append(PromptLogprobs(slot, start + 1, [logprobs_of(token) for token in predicted]))
             if state.computed == len(state.token_ids):
-                outputs = len(state.token_ids) - state.prompt_len
-                token = sample(state.histories[-1], state.sampling, outputs)
-                state.token_ids.append(token)
-                tokens.append(-1 if state.sampling.seed in self.poison and outputs == 2 else token)
-                logprobs.append(logprobs_of(token) if state.sampling.logprobs is not None else None)
-        return StepResult(plan.step, tokens, logprobs if any(logprobs) else [], prompt_parts)
+                run = self._verify(state, known, drafts)
+                tokens += run
+                runs.append(len(run))
+                wanted = state.sampling.logprobs is not None
+                logprobs += [logprobs_of(token) if wanted else None for token in run]
+        return StepResult(
+            plan.step, tokens, logprobs if any(logprobs) else [], prompt_parts, runs if plan.drafts else []
+        )
+
+    def _verify(self, state: _Slot, known: int, drafts: list[int]) -> list[int]:
+        """Sample after the last known token and on through the drafts as long as they are right; forget the others."""
+        run: list[int] = []
+        while True:
+            place = known + len(run)
+            token = sample(state.histories[place - 1], state.sampling, place - state.prompt_len)
+            poisoned = state.sampling.seed in self.poison and place - state.prompt_len == 2
+            run.append(-1 if poisoned else token)
+            if poisoned or len(run) > len(drafts) or drafts[len(run) - 1] != token:
+                break
+        state.rejected = len(drafts) - (len(run) - 1)
+        state.token_ids[place:] = [token]
+        state.computed = place
+        del state.histories[place:]
+        return run
 
     def _write(self, state: _Slot, count: int, written: set[tuple[int, int]]) -> None:
         for position in range(state.computed, state.computed + count):
@@ -238,6 +268,11 @@ class FakeRanks:
                 written.add(cell)
                 self._cells[cell] = state.histories[-1]
         state.computed += count
+
+
+def rows_of(plan: StepPlan) -> list[tuple[int, int, list[int]]]:
+    """(slot, count, drafts) of each row."""
+    return list(zip(plan.slots, plan.counts, plan.drafts or [[] for _ in plan.slots], strict=True))
 
 
 class CountingRanks:
@@ -282,9 +317,35 @@ class CountingRanks:
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def core_over(config: EngineConfig, ranks: Executor) -> EngineCore:
+class FakeDrafter:
+    """Knows what will come, and proposes that, something else, or both in one."""
+
+    def __init__(self, rng: random.Random, most: int = 5) -> None:
+        self._future: dict[str, list[int]] = {}
+        self._rng = rng
+        self._most = most
+        self.proposed = 0
+
+    def learn(self, requests: list[EngineRequest], longest: int) -> None:
+        self._future = {r.request_id: [*r.prompt_token_ids, *brute_force(r, longest)[0]] for r in requests}
+
+    def propose(self, seq: Sequence, most: int) -> list[int]:
+        assert most > 0 and not seq.unseen
+        future = self._future[seq.request_id]
+        assert future[: len(seq.token_ids)] == seq.token_ids
+        count = self._rng.randint(0, self._most)
+        drafts = future[len(seq.token_ids) :][:count]
+        drafts += [self._rng.randrange(VOCAB) for _ in range(count - len(drafts))]
+        if drafts and self._rng.random() < 0.5:
+            wrong = self._rng.randrange(len(drafts))
+            drafts[wrong] = (drafts[wrong] + 1) % VOCAB
+        self.proposed += len(drafts)
+        return drafts
+
+
+def core_over(config: EngineConfig, ranks: Executor, drafter: Drafter | None = None) -> EngineCore:
     """An engine core over ranks that it starts."""
-    return EngineCore(config, ranks, ranks.start(lambda _: None))
+    return EngineCore(config, ranks, ranks.start(lambda _: None), drafter)
 
 
 class Outcome:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from remuda.protocol.request import EngineRequest, FinishReason, ImageInput
 from tests.engine.fakes import (
     VOCAB,
+    FakeDrafter,
     FakeRanks,
     Outcome,
     brute_force,
@@ -83,10 +84,12 @@ def check_outcome(req: EngineRequest, outcome: Outcome, longest: int) -> None:
     caching=st.booleans(),
     policy=st.sampled_from(["fcfs", "priority"]),
     immediate=st.booleans(),
+    drafting=st.booleans(),
 )
 def test_random_layouts(
     seed: int, layers: str, chunk: int, window: int, block_size: int, stages: int, depth: int, batch_tokens: int,
     chunk_cap: int | None, spare_pages: int, caching: bool, policy: str, immediate: bool,
+    drafting: bool,
 ) -> None:  # fmt: skip
     rng = random.Random(seed)
     config = engine_config(
@@ -98,9 +101,12 @@ def test_random_layouts(
     # At 0 spare pages one longest sequence fits even if nothing is released; below that, only shorter ones do.
     pages = 1 + max(3 * groups, groups * -(-48 // block_size) + spare_pages)
     ranks = FakeRanks(config, pages, rng=None if immediate else rng, immediate=immediate)
-    core = core_over(config, ranks)
+    drafter = FakeDrafter(rng) if drafting else None
+    core = core_over(config, ranks, drafter)
     longest_prompt = min(40, core.scheduler.longest_sequence - 1)
     requests = random_requests(rng, 14, longest_prompt)
+    if drafter is not None:
+        drafter.learn(requests, core.scheduler.longest_sequence)
     outcomes = run_to_end(core, requests)
     for req in requests:
         check_outcome(req, outcomes[req.request_id], core.scheduler.longest_sequence)
@@ -114,13 +120,19 @@ def test_random_layouts(
     layers=st.sampled_from(["CCCF", "CWWF"]),
     stages=st.integers(1, 3),
     pages=st.integers(30, 90),
+    drafting=st.booleans(),
 )
-def test_random_arrivals_aborts_and_cache_resets(seed: int, layers: str, stages: int, pages: int) -> None:
+def test_random_arrivals_aborts_and_cache_resets(
+    seed: int, layers: str, stages: int, pages: int, drafting: bool
+) -> None:
     rng = random.Random(seed)
     config = engine_config(tiny_model(layers, 10), block_size=3, stages=stages, max_model_len=64, max_waiting=1000)
     ranks = FakeRanks(config, pages, rng=rng)
-    core = core_over(config, ranks)
+    drafter = FakeDrafter(rng) if drafting else None
+    core = core_over(config, ranks, drafter)
     requests = random_requests(rng, 25, 20)
+    if drafter is not None:
+        drafter.learn(requests, core.scheduler.longest_sequence)
     outcomes: dict[str, Outcome] = {}
     aborted: set[str] = set()
     pending = requests.copy()

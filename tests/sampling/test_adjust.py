@@ -19,7 +19,7 @@ BANNED = float("-inf")
 
 def adjusted(prompt: list[int], output: list[int], **params: Any) -> list[float]:
     logits = torch.tensor(BASE)
-    rule = Adjustments.of(SamplingParams(**params), np.array(prompt), np.array(output), len(BASE))
+    rule = Adjustments.of(SamplingParams(**params), np.array(prompt), len(BASE))
     adjust_(logits, rule, np.array(output))
     return logits.tolist()
 
@@ -30,15 +30,22 @@ def test_penalties() -> None:
     assert found == pytest.approx([0.5, -2.0, 0.5, 1.0 - 0.5 - 0.5, 0.0, -1.0 - 0.5 - 0.25])
 
 
-def test_counts_follow_sampled_tokens_and_grow() -> None:
-    rule = Adjustments.of(SamplingParams(frequency_penalty=1.0), np.array([0]), np.array([], int), 1000)
-    assert rule.counts is not None
-    for token in range(200):
-        rule.counts.add(token)
-    rule.counts.add(7)
-    logits = torch.zeros(1000)
-    adjust_(logits, rule, np.array([], int))
+def test_counts_follow_the_output_and_grow() -> None:
+    rule = Adjustments.of(SamplingParams(frequency_penalty=1.0), np.array([0]), 1000)
+    output = [*range(200), 7]
+    for length in (50, 100, 201):
+        logits = torch.zeros(1000)
+        adjust_(logits, rule, np.array(output[:length]))
     assert logits[7] == -2 and logits[0] == -1 and logits[199] == -1 and logits[200] == 0
+
+
+def test_wrong_drafts_are_counted_no_more() -> None:
+    rule = Adjustments.of(SamplingParams(repetition_penalty=2.0), np.array([0]), len(BASE))
+    for output in ([1], [1, 3], [1, 3, 3], [1, 3, 3, 5]):  # a token, and three drafts behind it
+        adjust_(torch.tensor(BASE), rule, np.array(output))
+    logits = torch.tensor(BASE)
+    adjust_(logits, rule, np.array([1, 2]))  # the first was wrong
+    assert logits.tolist() == pytest.approx([0.5, -2.0, 0.25, 2.0, 0.0, -0.5])
 
 
 def test_bias_allowed_and_min_tokens() -> None:

@@ -84,7 +84,7 @@ def run_steps(tp_rank: int, comm: Any, tp: int, cases: list[Case], slots: list[i
         hidden = last if step else last.repeat_interleave(3, dim=0)
         sampled = sampler.run(hidden, sampler.foresee(rows))
         state.advance(rows, plan.step)
-        tokens_NL[rows.sampling_slots, rows.sampled_positions] = sampled.tokens_S
+        tokens_NL[rows.chosen_slots_C, rows.chosen_positions_C] = sampled.tokens_S
         found.append(sampled)
     return found
 

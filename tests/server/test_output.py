@@ -61,6 +61,19 @@ def test_a_stop_string_ends_the_sequence_once() -> None:
     assert (ended.text(), ended.finish_reason, ended.stop_reason) == ("", FinishReason.STOP, "b")
 
 
+def test_a_stop_string_in_the_middle_of_several_tokens_cuts_the_rest() -> None:
+    tokens = ids_of("a b c d e")
+    logprobs = [TokenLogprobs([t], [-1.0], 1) for t in tokens]
+    for reason, runs_on in ((None, True), (FinishReason.LENGTH, True)):  # the end that the engine saw came too late
+        processor = OutputProcessor(TOKENIZER, SamplingParams(stop=["c"], logprobs=0))
+        assert processor.push(output(tokens, reason, logprobs=logprobs)) is runs_on
+        assert (processor.text(), processor.finish_reason, processor.stop_reason) == ("a b ", FinishReason.STOP, "c")
+        singles = OutputProcessor(TOKENIZER, SamplingParams(stop=["c"], logprobs=0))
+        for token, entry in zip(tokens, logprobs, strict=True):
+            singles.push(output([token], logprobs=[entry]))
+        assert processor.token_ids == singles.token_ids and processor.logprobs == singles.logprobs
+
+
 def test_held_back_text_comes_with_the_end() -> None:
     processor = OutputProcessor(TOKENIZER, SamplingParams(stop=["abc"]))
     processor.push(output(ids_of("ab")))

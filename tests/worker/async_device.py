@@ -2,7 +2,7 @@
 
 `Stream` has what a GPU's stream has: work is enqueued at once, done in order, and an event tells when so much is done.
 Whoever reads what a device computes without having waited finds POISON, and whoever touches its memory from the host
-is caught. N slots, L tokens of a sequence, T tokens of the step, S sampling rows, H hidden size.
+is caught. N slots, L tokens of a sequence, T tokens of the step, C tokens that it chooses, H hidden size.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from remuda.protocol.step import StepPlan, StepResult
 from remuda.weights.loader import LoadReport, Progress
 from remuda.worker.cpu.memory import pages_on_host
 from remuda.worker.cpu.sampler import Sampler
+from remuda.worker.drafts import Drafts
 from remuda.worker.feedback import TokenFeedback
 from remuda.worker.inputs import build_batch, token_rows
 from remuda.worker.kv_pool import KVPool
@@ -93,11 +94,11 @@ class QueueDeviceLink:
         after = self._after
         self.stream.enqueue(lambda: after.put((step, x_TH.clone())))
 
-    def receive_tokens_(self, tokens_S: torch.Tensor, step: int) -> None:
-        self.stream.enqueue(lambda: tokens_S.copy_(_taken(self._tokens, step)))
+    def receive_tokens_(self, tokens_C: torch.Tensor, step: int) -> None:
+        self.stream.enqueue(lambda: tokens_C.copy_(_taken(self._tokens, step)))
 
-    def send_tokens(self, tokens_S: torch.Tensor, step: int) -> None:
-        self.stream.enqueue(lambda: self._tokens.put((step, tokens_S.clone())))
+    def send_tokens(self, tokens_C: torch.Tensor, step: int) -> None:
+        self.stream.enqueue(lambda: self._tokens.put((step, tokens_C.clone())))
 
     def close(self) -> None:
         return
@@ -117,7 +118,7 @@ class AsyncRun:
     positions_T: Ints
     batch: ForwardBatch
     hidden_TH: torch.Tensor
-    tokens_S: torch.Tensor  # of the device
+    tokens_C: torch.Tensor  # of the device
     pinned: StepResult  # what the host may read, once `event` is done
     event: int = field(init=False)
 
@@ -168,9 +169,9 @@ class AsyncRunner:
         row_T, positions_T = token_rows(rows)
         batch = build_batch(self._state, rows, row_T, positions_T, self._pool)
         hidden_TH = torch.full((rows.total_tokens, self._config.model.hidden_size), float(POISON))
-        tokens_S = torch.full((len(rows.sampling_slots),), POISON)
+        tokens_C = torch.full((len(rows.chosen_slots_C),), POISON)
         return AsyncRun(
-            plan, rows, rows.slots_S[row_T], positions_T, batch, hidden_TH, tokens_S, StepResult(plan.step, [POISON])
+            plan, rows, rows.slots_S[row_T], positions_T, batch, hidden_TH, tokens_C, StepResult(plan.step, [POISON])
         )
 
     def may_launch_ahead(self, launched: Sequence[AsyncRun]) -> bool:
@@ -182,13 +183,15 @@ class AsyncRunner:
             link.receive_hidden_(run.hidden_TH, step)
         elif link is not None:
             self._take_tokens(run)
+        if run.rows.drafts is not None:
+            self.stream.enqueue(lambda drafts=run.rows.drafts: self._copy_in(drafts))
         self.stream.enqueue(lambda: self._compute(run))
         if not topology.is_last_stage:
             link.send_hidden(run.hidden_TH, step)
         else:
             self.stream.enqueue(lambda: self._sample(run))
-            if link is not None and len(run.tokens_S):
-                link.send_tokens(run.tokens_S, step)
+            if link is not None and len(run.tokens_C):
+                link.send_tokens(run.tokens_C, step)
         run.event = self.stream.event()
 
     def rest(self, run: AsyncRun) -> None:
@@ -212,14 +215,17 @@ class AsyncRunner:
     def _take_tokens(self, run: AsyncRun) -> None:
         """Enqueue the receives of all tokens that `run` reads, and expect those that it samples."""
         for step, rows in self._feedback.due(run.rows):
-            tokens_S = torch.full((len(rows.sampling_slots),), POISON)
-            self._link.receive_tokens_(tokens_S, step)
+            tokens_C = torch.full((len(rows.chosen_slots_C),), POISON)
+            self._link.receive_tokens_(tokens_C, step)
             theirs = self._state.still_theirs(rows)
-            kept = np.arange(len(tokens_S)) if theirs is None else np.flatnonzero(theirs)
-            self.stream.enqueue(lambda rows=rows, kept=kept, tokens_S=tokens_S: self._keep(rows, kept, tokens_S))
+            kept = np.arange(len(tokens_C)) if theirs is None else np.flatnonzero(theirs)
+            self.stream.enqueue(lambda rows=rows, kept=kept, tokens_C=tokens_C: self._keep(rows, kept, tokens_C))
         self._feedback.expect(run.plan.step, run.rows)
 
     # ---------------------------------------------------------------------------------------------- of the device
+
+    def _copy_in(self, drafts: Drafts) -> None:
+        self._tokens.values_NL[drafts.slots_D, drafts.positions_D] = drafts.tokens_D
 
     def _compute(self, run: AsyncRun) -> None:
         hidden_TH = run.hidden_TH
@@ -231,10 +237,10 @@ class AsyncRunner:
 
     def _sample(self, run: AsyncRun) -> None:
         sampled = self._sampler.run(run.hidden_TH, self._sampler.foresee(run.rows))
-        run.tokens_S.copy_(torch.from_numpy(sampled.tokens_S))
-        self._keep(run.rows, np.arange(len(run.tokens_S)), run.tokens_S)
-        run.pinned = StepResult(run.plan.step, sampled.tokens_S.tolist(), sampled.logprobs, sampled.prompt_logprobs)
+        run.tokens_C.copy_(torch.from_numpy(sampled.tokens_S))
+        self._keep(run.rows, np.arange(len(run.tokens_C)), run.tokens_C)
+        run.pinned = sampled.as_result(run.plan.step, run.rows.drafts)
 
-    def _keep(self, rows: Rows, kept: Ints, tokens_S: torch.Tensor) -> None:
-        where = rows.sampling_slots[kept], rows.sampled_positions[kept]
-        self._tokens.values_NL[where] = np.maximum(tokens_S.numpy()[kept], 0)
+    def _keep(self, rows: Rows, kept: Ints, tokens_C: torch.Tensor) -> None:
+        where = rows.chosen_slots_C[kept], rows.chosen_positions_C[kept]
+        self._tokens.values_NL[where] = np.maximum(tokens_C.numpy()[kept], 0)

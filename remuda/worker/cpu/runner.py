@@ -1,7 +1,7 @@
 """The runner of a rank that computes on the processor: a step is computed when it is launched, its tokens are chosen
 when it is finished.
 
-N slots, L tokens of a sequence, T tokens of the step, S sampling rows, H hidden size.
+N slots, L tokens of a sequence, T tokens of the step, S rows, C tokens that it chooses, H hidden size.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class CpuRunner:
         foreseen = self._sampler.foresee(rows) if self._sampler is not None else None
         if self._feedback is not None and self._feedback.expect(plan.step, rows):
             assert self._link is not None
-            self._link.post_tokens(len(rows.sampling_slots), plan.step)
+            self._link.post_tokens(len(rows.chosen_slots_C), plan.step)
         return CpuRun(plan, rows, slot_T, positions_T, batch, foreseen)
 
     def may_launch_ahead(self, launched: Sequence[CpuRun]) -> bool:
@@ -150,19 +150,21 @@ class CpuRunner:
         self._distribute(run, sampled)
         if not self._topology.is_driver:
             return None
-        return StepResult(run.plan.step, sampled.tokens_S.tolist(), sampled.logprobs, sampled.prompt_logprobs)
+        return sampled.as_result(run.plan.step, run.rows.drafts)
 
     def _compute(self, run: CpuRun) -> None:
         """Wait for the inputs, then compute this stage's layers."""
+        if self._feedback is not None:
+            assert self._link is not None
+            for step, rows in self._feedback.due(run.rows):
+                self._keep(rows, self._link.receive_tokens(step))
+        if (drafts := run.rows.drafts) is not None:  # after what was chosen behind wrong ones, in the same places
+            self._tokens_NL[drafts.slots_D, drafts.positions_D] = drafts.tokens_D
         run.hidden_TH = self.model.run_layers(self._inputs(run), run.batch)
 
     def _inputs(self, run: CpuRun) -> torch.Tensor:
         if not self._topology.is_first_stage:
             return self._receive(run.plan)
-        if self._feedback is not None:
-            assert self._link is not None
-            for step, rows in self._feedback.due(run.rows):
-                self._keep(rows, self._link.receive_tokens(step))
         ids_T = self._tokens_NL[run.slot_T, run.positions_T].astype(np.int64)
         hidden_TH = self.model.embed(torch.from_numpy(ids_T))
         if self._images is not None:
@@ -178,23 +180,24 @@ class CpuRunner:
 
     def _distribute(self, run: CpuRun, sampled: Sampled) -> None:
         """Give the sampled tokens to those who will need them: this rank's buffer, and the ranks of the first stage."""
-        tokens_S, topology = sampled.tokens_S, self._topology
-        if not len(tokens_S):
+        tokens_C, topology = sampled.tokens_S, self._topology
+        if not len(tokens_C):
             return
         if topology.is_first_stage and not sampled.everywhere:
-            tokens_S = self._tp.broadcast_(torch.from_numpy(tokens_S)).numpy()
+            tokens_C = self._tp.broadcast_(torch.from_numpy(tokens_C)).numpy()
         if topology.is_driver and self._link is not None:
-            self._link.send_tokens(tokens_S, run.plan.step)
+            self._link.send_tokens(tokens_C, run.plan.step)
         if topology.is_first_stage or topology.is_driver:
-            self._keep(run.rows, tokens_S)
+            self._keep(run.rows, tokens_C)
 
-    def _keep(self, rows: Rows, tokens_S: Ints) -> None:
-        """Write sampled tokens where they belong; slots reused since are left alone."""
-        slots, positions = rows.sampling_slots, rows.sampled_positions
+    def _keep(self, rows: Rows, tokens_C: Ints) -> None:
+        """Write chosen tokens where they belong, also those behind wrong drafts: nobody reads them before others take
+        their place. Slots reused since are left alone."""
+        slots, positions = rows.chosen_slots_C, rows.chosen_positions_C
         theirs = self._state.still_theirs(rows)
         if theirs is not None:
-            slots, positions, tokens_S = slots[theirs], positions[theirs], tokens_S[theirs]
-        self._tokens_NL[slots, positions] = np.maximum(tokens_S, 0)  # -1 (no finite logits): any; the engine ends it
+            slots, positions, tokens_C = slots[theirs], positions[theirs], tokens_C[theirs]
+        self._tokens_NL[slots, positions] = np.maximum(tokens_C, 0)  # -1 (no finite logits): any; the engine ends it
 
     # ------------------------------------------------------------------------------------------------ control
 

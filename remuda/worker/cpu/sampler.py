@@ -3,7 +3,9 @@
 Rows that are plainly greedy exchange one (maximum, index) pair per TP rank; the others gather their logits on TP
 rank 0, which alone adjusts, filters and draws. Which rows are which follows from plans only, so all TP ranks agree,
 and can work it out (`foresee`) while the layers are still computed.
-N slots, L tokens of a sequence, T tokens, H hidden size, S sampling rows, V vocabulary (local: this rank's shard).
+A row of the step that carries drafts has a token to choose behind each; every one is chosen as if it were alone, and
+finds the drafts before it in the runner's buffer.
+N slots, L tokens of a sequence, T tokens, H hidden size, S tokens to choose, V vocabulary (local: this rank's shard).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import torch
 from remuda.models.interfaces import Model
 from remuda.parallel.collectives import Communicator
 from remuda.protocol.request import TokenLogprobs
-from remuda.protocol.step import PromptLogprobs, StepPlan
+from remuda.protocol.step import PromptLogprobs, StepPlan, StepResult
+from remuda.worker.drafts import Drafts
 from remuda.worker.sampling.adjust import adjust_
 from remuda.worker.sampling.draw import draw
 from remuda.worker.sampling.logprobs import token_logprobs
@@ -49,18 +52,27 @@ class Foreseen:
     outputs_S: Ints  # tokens generated before the step
     plain_S: npt.NDArray[np.bool_]  # the argmax of the raw logits, and nothing else
     all_plain: bool
-    last_S: torch.Tensor | None  # of the step's tokens, those that are a sampling row's last; None: every one
+    last_S: torch.Tensor | None  # of the step's tokens, those behind which one is chosen; None: every one
     prompts: list[PromptPart]
 
 
 @dataclass(slots=True)
 class Sampled:
-    """Tokens of the sampling rows, in row order; only the driver's are complete when a row is not plainly greedy."""
+    """The chosen tokens, in row order; only the driver's are complete when a row is not plainly greedy."""
 
     tokens_S: Ints
     everywhere: bool  # every TP rank has all tokens
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+
+    def as_result(self, step: int, drafts: Drafts | None) -> StepResult:
+        """The driver's answer: of tokens behind drafts, those behind right ones."""
+        tokens = self.tokens_S.tolist()
+        if drafts is None:
+            return StepResult(step, tokens, self.logprobs, self.prompt_logprobs)
+        places, runs = drafts.verify(self.tokens_S)
+        logprobs = [self.logprobs[place] for place in places] if self.logprobs else []
+        return StepResult(step, [tokens[place] for place in places], logprobs, self.prompt_logprobs, runs)
 
 
 class Sampler:
@@ -79,23 +91,21 @@ class Sampler:
         """Follow new sequences, once their tokens are in the buffer."""
         for sequence in plan.new:
             self._prompt_N[sequence.slot] = sequence.prompt_len
-            tokens = self._tokens_NL[sequence.slot, : len(sequence.token_ids)]
-            prompt, output = tokens[: sequence.prompt_len], tokens[sequence.prompt_len :]
-            self._rules.admit(sequence.slot, sequence.sampling, prompt, output)
+            prompt = self._tokens_NL[sequence.slot, : sequence.prompt_len]
+            self._rules.admit(sequence.slot, sequence.sampling, prompt)
 
     def foresee(self, rows: Rows) -> Foreseen:
         """Call once the step's new sequences are admitted, and before a later step reuses one of its slots."""
-        slots = rows.sampling_slots
-        outputs_S = rows.sampled_positions - self._prompt_N[slots]
+        slots = rows.chosen_slots_C
+        outputs_S = rows.chosen_positions_C - self._prompt_N[slots]
         plain_S = self._rules.plain_greedy(slots, outputs_S)
         last_S: torch.Tensor | None = None
         if len(slots) != rows.total_tokens:
-            indices_S = rows.query_start_S1[1:][rows.samples_S] - 1
-            last_S = torch.from_numpy(indices_S.astype(np.int64))
+            last_S = torch.from_numpy(rows.chosen_at_C())
         return Foreseen(slots, outputs_S, plain_S, bool(plain_S.all()), last_S, self._prompt_parts(rows))
 
     def run(self, hidden_TH: torch.Tensor, step: Foreseen) -> Sampled:
-        """Choose the tokens of the sampling rows, whose slots have not been reused yet."""
+        """Choose the step's tokens; its slots have not been reused yet."""
         of_prompts = [self._of_prompt(hidden_TH[part.hidden], part) for part in step.prompts]
         prompt_logprobs = of_prompts if self._driver else []
         slots, plain_S = step.slots_S, step.plain_S
@@ -115,7 +125,6 @@ class Sampler:
             if any(entry is not None for entry in entries):
                 remaining = iter(entries)
                 logprobs = [None if plain else next(remaining) for plain in plain_S]
-            self._rules.record(slots, tokens_S)
         return Sampled(tokens_S, self._tp.size == 1, logprobs, prompt_logprobs)
 
     # ------------------------------------------------------------------------------------------------ plainly greedy

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from remuda.worker.sampling.rules import Adjustments
+from remuda.protocol.sampling import SamplingParams
+from remuda.worker.sampling.rules import Adjustments, TokenCounts
 
 _BANNED = float("-inf")
 
@@ -27,7 +28,8 @@ def adjust_(logits_V: torch.Tensor, rule: Adjustments, output: npt.NDArray[np.in
     if rule.bias_ids is not None and rule.bias is not None:
         logits_V[_index(rule.bias_ids, logits_V)] += torch.from_numpy(rule.bias).to(logits_V.device)
     if rule.counts is not None:
-        _penalize_(logits_V, rule)
+        rule.counts.follow(output)
+        _penalize_(logits_V, rule.counts, rule.params)
 
 
 def banned_tokens(words: list[list[int]], output: npt.NDArray[np.integer]) -> set[int]:
@@ -40,9 +42,7 @@ def banned_tokens(words: list[list[int]], output: npt.NDArray[np.integer]) -> se
     return banned
 
 
-def _penalize_(logits_V: torch.Tensor, rule: Adjustments) -> None:
-    counts, params = rule.counts, rule.params
-    assert counts is not None
+def _penalize_(logits_V: torch.Tensor, counts: TokenCounts, params: SamplingParams) -> None:
     known = counts.tokens < len(logits_V)
     ids = _index(counts.tokens[known], logits_V)
     generated = torch.from_numpy(counts.generated[known]).to(logits_V)

@@ -15,22 +15,38 @@ Ints = npt.NDArray[np.int64]
 class TokenCounts:
     """Distinct tokens of a sequence with how often each was generated (0: it is only in the prompt)."""
 
-    def __init__(self, prompt: npt.NDArray[np.integer], output: npt.NDArray[np.integer]) -> None:
+    def __init__(self, prompt: npt.NDArray[np.integer]) -> None:
         distinct = np.unique(prompt)
         self._index = dict(zip(distinct.tolist(), range(len(distinct)), strict=True))
         self._tokens = np.empty(len(distinct) + 64, np.int64)
         self._tokens[: len(distinct)] = distinct
         self._generated = np.zeros(len(self._tokens), np.int64)
-        for token in output.tolist():
-            self.add(token)
+        self._of_prompt = len(distinct)
+        self._counted: list[int] = []
 
-    def add(self, token: int) -> None:
+    def follow(self, output: npt.NDArray[np.integer]) -> None:
+        """Count `output`. It is what was counted last and more; or less, where drafts were counted and were wrong: then
+        at most the last that both have differs."""
+        counted = self._counted
+        while len(counted) > len(output) or (counted and counted[-1] != output[len(counted) - 1]):
+            self._take_back(counted.pop())
+        for token in output[len(counted) :].tolist():
+            self._add(token)
+            counted.append(token)
+
+    def _add(self, token: int) -> None:
         at = self._index.setdefault(token, len(self._index))
         if at == len(self._tokens):
             self._tokens = np.concatenate([self._tokens, np.empty_like(self._tokens)])
             self._generated = np.concatenate([self._generated, np.zeros_like(self._generated)])
         self._tokens[at] = token
         self._generated[at] += 1
+
+    def _take_back(self, token: int) -> None:
+        at = self._index[token]
+        self._generated[at] -= 1
+        if self._generated[at] == 0 and at >= self._of_prompt:
+            del self._index[token]  # the last entry: what came after it has been taken back before
 
     @property
     def tokens(self) -> Ints:
@@ -54,7 +70,7 @@ class Adjustments:
     counts: TokenCounts | None  # of penalties
 
     @classmethod
-    def of(cls, params: SamplingParams, prompt: npt.NDArray, output: npt.NDArray, vocab_size: int) -> Adjustments:
+    def of(cls, params: SamplingParams, prompt: npt.NDArray, vocab_size: int) -> Adjustments:
         bias = {token: value for token, value in (params.logit_bias or {}).items() if token < vocab_size}
         return cls(
             params=params,
@@ -63,7 +79,7 @@ class Adjustments:
             banned_words=[word for word in params.bad_words_token_ids if word],
             bias_ids=np.array(list(bias), np.int64) if bias else None,
             bias=np.array(list(bias.values()), np.float32) if bias else None,
-            counts=TokenCounts(prompt, output) if has_penalties(params) else None,
+            counts=TokenCounts(prompt) if has_penalties(params) else None,
         )
 
 
@@ -100,7 +116,7 @@ class SamplingRules:
         self.prompt_logprobs_N = np.full(slots, -1, np.int64)
         self.adjustments: dict[int, Adjustments] = {}
 
-    def admit(self, slot: int, params: SamplingParams, prompt: npt.NDArray, output: npt.NDArray) -> None:
+    def admit(self, slot: int, params: SamplingParams, prompt: npt.NDArray) -> None:
         self.temperature_N[slot] = params.temperature
         self.top_k_N[slot] = params.top_k if 0 < params.top_k < self._vocab_size else self._vocab_size
         self.top_p_N[slot] = params.top_p
@@ -112,7 +128,7 @@ class SamplingRules:
         self.prompt_logprobs_N[slot] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
         self.adjustments.pop(slot, None)
         if self._driver and (self.adjusts_N[slot] or params.min_tokens):
-            self.adjustments[slot] = Adjustments.of(params, prompt, output, self._vocab_size)
+            self.adjustments[slot] = Adjustments.of(params, prompt, self._vocab_size)
 
     def plain_greedy(self, slots: Ints, outputs_S: Ints) -> npt.NDArray[np.bool_]:
         """Rows whose token is the argmax of the raw logits and that report nothing else. `outputs_S`: tokens so far."""
@@ -122,11 +138,3 @@ class SamplingRules:
             & (outputs_S >= self.min_tokens_N[slots])
             & (self.logprobs_N[slots] < 0)
         )
-
-    def record(self, slots: Ints, tokens: Ints) -> None:
-        """Count sampled tokens for penalties."""
-        if self.adjustments:
-            for slot, token in zip(slots.tolist(), tokens.tolist(), strict=True):
-                adjustments = self.adjustments.get(slot)
-                if adjustments is not None and adjustments.counts is not None and token >= 0:
-                    adjustments.counts.add(token)
