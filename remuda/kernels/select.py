@@ -60,7 +60,7 @@ def native_table() -> KernelTable:
     from remuda.kernels.activation.native import silu_mul
     from remuda.kernels.attention.native import paged_attention, serves
     from remuda.kernels.linear.native import make_linear, repack_linear
-    from remuda.kernels.moe.native import make_experts, repack_experts, route_sigmoid
+    from remuda.kernels.moe.native import make_experts, repack_experts, route_sigmoid, route_softmax
     from remuda.kernels.norm.native import add_rms_norm, rms_norm
     from remuda.kernels.rotary.native import rope_kv
 
@@ -78,6 +78,7 @@ def native_table() -> KernelTable:
         silu_mul=silu_mul,
         attention=attention_for,
         route_sigmoid=route_sigmoid,
+        route_softmax=route_softmax,
         make_linear=make_linear,
         make_experts=make_experts,
         repack_linear=repack_linear,

@@ -16,14 +16,24 @@ from remuda.kernels.native import runtime
 from remuda.kernels.native.structs import PackedWeight
 from remuda.kernels.table import Weighting
 
+_SIGMOID, _SOFTMAX, _SOFTMAX_OF_CHOSEN = 0, 1, 2  # moe.c scoring
+
 
 def route_sigmoid(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _route(logits_TE, top_k, _SIGMOID)
+
+
+def route_softmax(logits_TE: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    return _route(logits_TE, top_k, _SOFTMAX_OF_CHOSEN if renormalize else _SOFTMAX)
+
+
+def _route(logits_TE: torch.Tensor, top_k: int, scoring: int) -> tuple[torch.Tensor, torch.Tensor]:
     logits_TE = logits_TE.contiguous()
     tokens, experts = logits_TE.shape
     expert_Tk = torch.empty((tokens, top_k), dtype=torch.int64)
     weight_Tk = torch.empty((tokens, top_k), dtype=torch.float32)
     runtime.library.remuda_route(
-        logits_TE.data_ptr(), expert_Tk.data_ptr(), weight_Tk.data_ptr(), tokens, experts, top_k
+        logits_TE.data_ptr(), expert_Tk.data_ptr(), weight_Tk.data_ptr(), tokens, experts, top_k, scoring
     )
     return expert_Tk, weight_Tk
 
@@ -35,9 +45,8 @@ def make_experts(
     weighting: Weighting = Weighting.INPUT,
 ) -> table.Experts:
     """Packed for C where it serves these weights; torch serves the others."""
-    if gate_up_EH2I.dtype not in DTYPES or weighting is not Weighting.INPUT:
-        return torch_moe.Experts(gate_up_EH2I, down_EIH, scales, weighting)
-    return Experts(gate_up_EH2I, down_EIH, scales)
+    kind = Experts if gate_up_EH2I.dtype in DTYPES else torch_moe.Experts
+    return kind(gate_up_EH2I, down_EIH, scales, weighting)
 
 
 def repack_experts(experts: table.Experts) -> table.Experts:
@@ -63,9 +72,14 @@ class _PackedStack:
 
 class Experts:
     def __init__(
-        self, gate_up_EH2I: torch.Tensor, down_EIH: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None
+        self,
+        gate_up_EH2I: torch.Tensor,
+        down_EIH: torch.Tensor,
+        scales: tuple[torch.Tensor, torch.Tensor] | None,
+        weighting: Weighting,
     ) -> None:
         gate_up_scale, down_scale = scales or (None, None)
+        self._weigh_output = weighting is Weighting.OUTPUT
         self._count = gate_up_EH2I.shape[0]
         self._gate_up = _PackedStack(gate_up_EH2I, gate_up_scale, gated=True)
         self._down = _PackedStack(down_EIH, down_scale, gated=False)
@@ -76,6 +90,7 @@ class Experts:
         y_TH = torch.empty_like(x_TH)
         runtime.library.remuda_experts(
             self._gate_up.address, self._down.address, self._count, x_TH.data_ptr(), hidden,
-            expert_Tk.data_ptr(), weight_Tk.data_ptr(), tokens, expert_Tk.shape[1], y_TH.data_ptr(), hidden, False,
+            expert_Tk.data_ptr(), weight_Tk.data_ptr(), tokens, expert_Tk.shape[1], y_TH.data_ptr(), hidden,
+            self._weigh_output,
         )  # fmt: skip
         return y_TH

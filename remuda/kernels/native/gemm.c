@@ -29,6 +29,7 @@ ALWAYS_INLINE void store_block(const output_view *out, int64_t row, int64_t colu
         _mm512_mask_storeu_ps((float *)out->data + row * out->leading + column, mask, v);
     } else if (out->kind == ADD_BF16) {
         bf16 *p = place(out, row, column);
+        if (out->factor) v = _mm512_mul_ps(v, _mm512_set1_ps(out->factor[row]));
         store_bf16_mask(p, _mm512_add_ps(load_bf16_mask(p, mask), v), mask);
     } else {
         store_bf16_mask(place(out, row, column), v, out->tiled_k ? 0xFFFF : mask); /* padded columns of tiles are zeros */

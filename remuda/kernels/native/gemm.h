@@ -36,6 +36,7 @@ typedef struct {
     void *data;
     int64_t leading;
     const int32_t *rows;
+    const float *factor; /* with ADD_BF16: what row r is multiplied by, or NULL */
     int32_t kind;
     int32_t tiled_k; /* > 0: data is in tiles of this many k tiles */
 } output_view;

@@ -1,5 +1,6 @@
-/* Routing and routed experts. Tokens are sorted by expert; each expert's rows are packed once, multiplied by their score
- * on the way (Llama 4 scales the expert's input), and the two products run over all threads. */
+/* Routing and routed experts. Tokens are sorted by expert; each expert's rows are packed once, and the two products run over
+ * all threads. A token's score multiplies its rows as they are packed (Llama 4 scales the expert's input) or as they are
+ * added to the result. */
 #include "gemm.h"
 
 #include <math.h>
@@ -9,31 +10,51 @@
 
 /* ---------------------------------------------------------------- routing */
 
+/* What a chosen expert's weight is, of its logit: softmax is over all experts, or over the chosen alone. */
+enum scoring { SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN };
+
 typedef struct {
     const bf16 *logits;
     int64_t *expert;
     float *weight;
-    int64_t tokens, experts, top_k;
+    int64_t experts, top_k;
+    int32_t scoring;
 } route_job;
 
-/* The top_k largest logits of one token, first index first among equals, and their sigmoids. */
-static void route_token(const route_job *job, int64_t token) {
-    const bf16 *logits = job->logits + token * job->experts;
-    for (int64_t choice = 0; choice < job->top_k; choice++) {
-        int64_t *chosen = job->expert + token * job->top_k, best = -1;
-        for (int64_t e = 0; e < job->experts; e++) {
-            bool taken = false;
-            for (int64_t c = 0; c < choice; c++) taken |= chosen[c] == e;
-            if (!taken && (best < 0 || to_float(logits[e]) > to_float(logits[best]))) best = e;
+/* The top_k largest logits, first index first among equals. */
+static void choose(const bf16 *logits, int64_t experts, int64_t top_k, int64_t *chosen) {
+    bool taken[experts];
+    memset(taken, 0, sizeof taken);
+    for (int64_t choice = 0; choice < top_k; choice++) {
+        int64_t best = -1;
+        for (int64_t e = 0; e < experts; e++) {
+            if (!taken[e] && (best < 0 || to_float(logits[e]) > to_float(logits[best]))) best = e;
         }
-        chosen[choice] = best;
-        job->weight[token * job->top_k + choice] = 1.0f / (1.0f + expf(-to_float(logits[best])));
+        taken[chosen[choice] = best] = true;
     }
 }
 
-/* logits [tokens, experts] bf16 -> expert [tokens, top_k] int64, weight [tokens, top_k] float32 = sigmoid of the logit. */
-EXPORT void remuda_route(const bf16 *logits, int64_t *expert, float *weight, int64_t tokens, int64_t experts, int64_t top_k) {
-    route_job job = {logits, expert, weight, tokens, experts, top_k};
+static void route_token(const route_job *job, int64_t token) {
+    const bf16 *logits = job->logits + token * job->experts;
+    int64_t *chosen = job->expert + token * job->top_k;
+    float *weight = job->weight + token * job->top_k, sum = 0;
+    choose(logits, job->experts, job->top_k, chosen);
+    const float largest = to_float(logits[chosen[0]]);
+    if (job->scoring == SOFTMAX) {
+        for (int64_t e = 0; e < job->experts; e++) sum += expf(to_float(logits[e]) - largest);
+    } else if (job->scoring == SOFTMAX_OF_CHOSEN) {
+        for (int64_t c = 0; c < job->top_k; c++) sum += expf(to_float(logits[chosen[c]]) - largest);
+    }
+    for (int64_t c = 0; c < job->top_k; c++) {
+        const float logit = to_float(logits[chosen[c]]);
+        weight[c] = job->scoring == SIGMOID ? 1.0f / (1.0f + expf(-logit)) : expf(logit - largest) / sum;
+    }
+}
+
+/* logits [tokens, experts] bf16 -> expert [tokens, top_k] int64, weight [tokens, top_k] float32 by enum scoring. */
+EXPORT void remuda_route(const bf16 *logits, int64_t *expert, float *weight, int64_t tokens, int64_t experts, int64_t top_k,
+                         int32_t scoring) {
+    const route_job job = {logits, expert, weight, experts, top_k, scoring};
     for (int64_t token = 0; token < tokens; token++) route_token(&job, token);
 }
 
@@ -53,6 +74,7 @@ typedef struct {
     int64_t count;    /* runs */
     int32_t *token;   /* of each sorted entry */
     float *weight;    /* of each sorted entry */
+    bool weigh_output;
     bf16 *input, *hidden;
     output_view out;
     struct piece *pieces;
@@ -92,7 +114,8 @@ static void pack_task(void *context, int64_t task) {
     const experts_job *job = context;
     const run *r = job->runs + task;
     bf16 *tiles = job->input + r->first_tile * job->gate_up->k_tiles * TILE_SIZE;
-    pack_rows(tiles, job->x, job->x_step, job->token + r->first, job->weight + r->first, r->rows, job->gate_up->k);
+    const float *factor = job->weigh_output ? NULL : job->weight + r->first;
+    pack_rows(tiles, job->x, job->x_step, job->token + r->first, factor, r->rows, job->gate_up->k);
 }
 
 static void gate_up_task(void *context, int64_t task) {
@@ -109,6 +132,7 @@ static void down_piece(const experts_job *job, const run *r, int64_t row, int64_
     const int64_t tile = r->first_tile + row / TILE;
     output_view out = job->out;
     out.rows = job->token + r->first + row;
+    if (job->weigh_output) out.factor = job->weight + r->first + row;
     multiply(w, tiled(job->hidden + tile * w->k_tiles * TILE_SIZE, w->k_tiles), rows, first, last, &out);
 }
 
@@ -140,18 +164,16 @@ static int64_t cut_runs(const experts_job *job, const packed_weight *w, bool few
     return next - job->pieces;
 }
 
-/* y [tokens, hidden] = (add ? y : 0) + the sum over each token's choices of expert(weight * x). Expert -1 is skipped.
- * gate_up, down: one packed weight per expert. */
+/* y [tokens, hidden] = the sum over each token's choices of expert(weight * x), or with weigh_output weight * expert(x).
+ * Expert -1 is skipped. gate_up, down: one packed weight per expert. */
 EXPORT void remuda_experts(const packed_weight *gate_up, const packed_weight *down, int64_t experts, const bf16 *x, int64_t x_step,
                            const int64_t *expert, const float *weight, int64_t tokens, int64_t top_k, bf16 *y, int64_t y_step,
-                           int32_t add) {
+                           int32_t weigh_output) {
     const int64_t choices = tokens * top_k, most_runs = min_i64(choices, experts);
     const int64_t most_pieces = (choices / min_i64(rows_per_task(gate_up->k_tiles), rows_per_task(down->k_tiles)) + most_runs) * max_i64(gate_up->panels, down->panels);
-    if (!add) {
-        for (int64_t t = 0; t < tokens; t++) memset(y + t * y_step, 0, down->n * sizeof(bf16));
-    }
+    for (int64_t t = 0; t < tokens; t++) memset(y + t * y_step, 0, down->n * sizeof(bf16));
     char *index = scratch(SCRATCH_INDEX, most_pieces * sizeof(piece) + most_runs * sizeof(run) + choices * 8);
-    experts_job job = {.gate_up = gate_up, .down = down, .x = x, .x_step = x_step};
+    experts_job job = {.gate_up = gate_up, .down = down, .x = x, .x_step = x_step, .weigh_output = weigh_output};
     job.pieces = (piece *)index;
     job.runs = (run *)(job.pieces + most_pieces);
     job.token = (int32_t *)(job.runs + most_runs);

@@ -49,6 +49,6 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "remuda_silu_mul": (None, [_P, _P, _N, _N]),
     "remuda_rope_kv": (None, [_P, _P, _P, _N, _P, _P]),
     "remuda_attention": (None, [_P, _P, _P, _N, _P]),
-    "remuda_route": (None, [_P, _P, _P, _N, _N, _N]),
+    "remuda_route": (None, [_P, _P, _P, _N, _N, _N, _I]),
     "remuda_experts": (None, [_P, _P, _N, _P, _N, _P, _P, _N, _N, _P, _N, _I]),
 }

@@ -1,9 +1,6 @@
-"""rope_kv and paged attention against torch's, over mixed batches with shuffled pages."""
+"""rope_kv and paged attention at all shapes against torch's, which is held to naive loops at small ones."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import torch
@@ -14,46 +11,15 @@ from remuda.kernels.rotary import native as rotary
 from remuda.kernels.rotary import torch as torch_rotary
 from remuda.kernels.select import native_table
 from remuda.kernels.table import HeadLayout, HeadNorm
-
-
-@dataclass
-class Batch:
-    query_start_S1: torch.Tensor
-    context_S: torch.Tensor
-    tables_GSB: torch.Tensor
-    slots_GT: torch.Tensor
-    num_decodes: int
-    block_size: int
-    plans: dict[Any, Any] = field(default_factory=dict)
-
-
-def make_batch(rows: list[tuple[int, int]], block_size: int) -> tuple[Batch, int]:
-    """Rows of (query tokens, context after it), decodes first; pages of two groups, shuffled. Also page count."""
-    blocks = [-(-context // block_size) for _, context in rows]
-    pages = torch.randperm(2 * sum(blocks)) + 1
-    tables = torch.zeros(2, len(rows), max(blocks) + 1, dtype=torch.int32)
-    slots: list[list[int]] = [[], []]
-    taken = 0
-    for group in range(2):
-        for row, (count, context) in enumerate(rows):
-            own = pages[taken : taken + blocks[row]]
-            taken += blocks[row]
-            tables[group, row, : blocks[row]] = own
-            slots[group] += [
-                int(own[p // block_size]) * block_size + p % block_size for p in range(context - count, context)
-            ]
-    starts = torch.tensor([0, *[count for count, _ in rows]]).cumsum(0).int()
-    decodes = sum(count == 1 for count, _ in rows)
-    batch = Batch(starts, torch.tensor([c for _, c in rows]).int(), tables, torch.tensor(slots), decodes, block_size)
-    return batch, 2 * sum(blocks) + 1
+from tests.kernels.batch import make_batch
 
 
 def check_attention(
     rows: list[tuple[int, int]], heads: int, kv_heads: int, head_dim: int, block_size: int, chunk: int | None
 ) -> None:
-    batch, pages = make_batch(rows, block_size)
-    k, v = (torch.randn(pages, kv_heads, block_size, head_dim).bfloat16() for _ in range(2))
-    tokens = int(batch.query_start_S1[-1])
+    batch = make_batch(rows, block_size)
+    k, v = (torch.randn(batch.pages, kv_heads, block_size, head_dim).bfloat16() for _ in range(2))
+    tokens = batch.tokens
     q = torch.randn(tokens, heads + 2, head_dim).bfloat16()[:, :heads]  # strided, as in a fused projection
     scale = head_dim**-0.5
     exact = torch_attention.paged_attention(q.float(), k.float(), v.float(), batch, 1, chunk, scale)
@@ -86,8 +52,8 @@ def test_attention_over_heads(heads: int, kv_heads: int, head_dim: int) -> None:
 
 
 def test_pages_past_the_context_are_never_read_into_the_result() -> None:
-    batch, pages = make_batch([(1, 21), (30, 53)], 16)
-    k, v = (torch.randn(pages, 2, 16, 32).bfloat16() for _ in range(2))
+    batch = make_batch([(1, 21), (30, 53)], 16)
+    k, v = (torch.randn(batch.pages, 2, 16, 32).bfloat16() for _ in range(2))
     q = torch.randn(31, 4, 32).bfloat16()
     clean = attention.paged_attention(q, k, v, batch, 0, None, 0.2)
     for row, context in enumerate((21, 53)):
@@ -111,8 +77,8 @@ def test_pages_past_the_context_are_never_read_into_the_result() -> None:
 def test_rope_kv(
     heads: int, kv_heads: int, head_dim: int, interleaved: bool, rope: bool, norm: str, tuned: bool
 ) -> None:
-    batch, pages = make_batch([(1, 20), (1, 33), (45, 60)], 16)
-    tokens = int(batch.query_start_S1[-1])
+    batch = make_batch([(1, 20), (1, 33), (45, 60)], 16)
+    tokens = batch.tokens
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).bfloat16()
     angles = torch.rand(tokens, head_dim // 2) * 6
     cos_sin = torch.cat((angles.cos(), angles.sin()), dim=-1) if rope else None
@@ -122,7 +88,7 @@ def test_rope_kv(
     head_norm = None if norm == "none" else HeadNorm(1e-5, "before" in norm, *weights)
     results = []
     for kernel in (rotary.rope_kv, torch_rotary.rope_kv):
-        k, v = (torch.zeros(pages, kv_heads, 16, head_dim).bfloat16() for _ in range(2))
+        k, v = (torch.zeros(batch.pages, kv_heads, 16, head_dim).bfloat16() for _ in range(2))
         q = kernel(qkv.clone(), cos_sin, temperature, layout, batch, 1, k, v, head_norm)
         results.append((q, k, v))
     for actual, expected in zip(*results, strict=True):
