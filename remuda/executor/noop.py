@@ -47,8 +47,5 @@ class NoopExecutor:
     def filenos(self) -> list[int]:
         return []
 
-    def adopt_native(self) -> None:
-        return
-
     def shutdown(self) -> None:
         self._results = []
