@@ -127,7 +127,8 @@ ENGINE_FLAGS = (
                  metavar="DIR"),
             Flag("hf-token", "token for private and gated repositories; default: HF_TOKEN, or what `hf auth login` "
                  "stored", metavar="TOKEN"),
-            Flag("load-format", "how weights are stored", default="auto", choices=("auto", "safetensors")),
+            Flag("load-format", "how weights are stored; dummy: they are random, only config.json is read",
+                 default="auto", choices=("auto", "safetensors", "dummy")),
         ),
     ),
     FlagGroup(
@@ -182,7 +183,8 @@ ENGINE_FLAGS = (
     FlagGroup(
         "device",
         (
-            Flag("device", "where the ranks compute", default="auto", choices=("auto", "cpu")),
+            Flag("device", "where the ranks compute", default="auto", choices=("auto", "cuda", "cpu")),
+            Flag("enforce-eager", "on GPUs: run decode steps kernel by kernel, not from CUDA graphs", bool, False),
             Flag("threads-per-rank", "threads of a rank; 0: this node's cores / its ranks", int, 0, metavar="N"),
             Flag("native-kernels", "auto: built in the background, adopted when ready; require: waited for at start",
                  default="auto", choices=("auto", "off", "require")),

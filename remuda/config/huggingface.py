@@ -72,6 +72,6 @@ def _checkpoint_dtype(root: Fields, text: Fields) -> str:
 
 def _compute_dtype(asked: str, checkpoint: str) -> str:
     dtype = checkpoint if asked == "auto" else {"float": "float32", "half": "float16"}.get(asked, asked)
-    if dtype not in ("bfloat16", "float32"):
-        raise ConfigError(f"dtype {dtype} is not supported: choose --dtype bfloat16 or --dtype float32")
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise ConfigError(f"dtype {dtype} is not supported: choose --dtype bfloat16, float16 or float32")
     return dtype

@@ -34,6 +34,7 @@ from remuda.protocol.step import (
     StopRank,
 )
 from remuda.protocol.wire import Channel, WireError, rank_side
+from remuda.worker.devices import gpu_index
 from remuda.worker.kv_pool import compute_dtype
 from remuda.worker.worker import Step, Worker
 
@@ -124,6 +125,8 @@ class RankProcess:
     def _connect(self) -> Groups:
         model = self._config.model
         device = torch.device(self._config.device)
+        if device.type == "cuda":  # NCCL takes the current device
+            torch.cuda.set_device(gpu_index(self._topology, self._config))
         return connect_groups(self._topology, self._place.rendezvous, model.hidden_size, compute_dtype(model), device)
 
     @torch.inference_mode()  # entered once, not at every part of a step

@@ -13,10 +13,12 @@ def kernel_table(device: str, dtype: str) -> KernelTable:
 
     Raises ConfigError for a device without kernels.
     """
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"there are no kernels for device {device!r}: use cpu or cuda")
-    return torch_table()
+    match device.split(":")[0]:
+        case "cpu":
+            return torch_table()
+        case "cuda":
+            return cuda_table()
+    raise ConfigError(f"there are no kernels for device {device!r}: use cpu or cuda")
 
 
 def torch_table() -> KernelTable:
@@ -83,4 +85,33 @@ def native_table() -> KernelTable:
         make_experts=make_experts,
         repack_linear=repack_linear,
         repack_experts=repack_experts,
+    )
+
+
+def cuda_table() -> KernelTable:
+    """Triton and cuBLAS on a GPU from Ampere on; torch where Triton's tiles do not fit. Any dtype."""
+    from remuda.kernels.activation.triton import silu_mul
+    from remuda.kernels.attention.triton import paged_attention, serves
+    from remuda.kernels.linear.cuda import make_linear
+    from remuda.kernels.moe.triton import Experts, route_sigmoid, route_softmax
+    from remuda.kernels.norm.triton import add_rms_norm, rms_norm
+    from remuda.kernels.rotary.triton import rope_kv
+
+    torch = torch_table()
+    attention = AttentionKernels(rope_kv, paged_attention)
+
+    def attention_for(layout: HeadLayout, window: int | None = None) -> AttentionKernels:
+        return attention if serves(layout.head_dim) else torch.attention(layout, window)
+
+    return replace(
+        torch,
+        name="cuda",
+        rms_norm=rms_norm,
+        add_rms_norm=add_rms_norm,
+        silu_mul=silu_mul,
+        attention=attention_for,
+        route_sigmoid=route_sigmoid,
+        route_softmax=route_softmax,
+        make_linear=make_linear,
+        make_experts=Experts,
     )

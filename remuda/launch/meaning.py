@@ -11,12 +11,15 @@ from typing import Any
 
 from remuda.config.model import ModelConfig
 from remuda.models.registry import check_architecture
+from remuda.planner.gpus import torch_has_cuda, visible_gpus
+from remuda.planner.host import free_host_bytes
 from remuda.planner.layout import check_tensor_parallel
 from remuda.planner.partition import partition_layers
 from remuda.protocol.errors import ConfigError
 
 _MAX_STEPS_IN_FLIGHT = 64
 _MAX_THREADS = 1024  # torch dies of far more
+GPU_RESERVE_BYTES = 2 << 30  # of a card: a context, NCCL's buffers, graphs, activations of a small step
 
 
 def check_layout(options: Mapping[str, Any], model: ModelConfig) -> None:
@@ -98,9 +101,30 @@ def executor_backend(name: str, world_size: int) -> str:
     return "inproc"
 
 
-def device(name: str) -> str:
-    """Where the ranks compute; auto: on the CPU, the only place so far."""
-    return "cpu" if name == "auto" else name
+def device(name: str, dtype: str, ranks_here: int) -> str:
+    """Where the ranks compute; auto: on GPUs where there are any and torch is built for them.
+
+    Raises ConfigError if the device lacks the dtype, or there are fewer GPUs than ranks of this node.
+    """
+    gpus = visible_gpus() if name != "cpu" else []
+    chosen = name if name != "auto" else "cuda" if gpus and torch_has_cuda() else "cpu"
+    if chosen == "cpu" and dtype == "float16":
+        raise ConfigError("--dtype float16 needs a GPU: use bfloat16 or float32 on CPU")
+    if chosen == "cuda" and not torch_has_cuda():
+        raise ConfigError("--device cuda: the installed torch is built for CPU; install a CUDA build of it")
+    if chosen == "cuda" and len(gpus) < ranks_here:
+        raise ConfigError(
+            f"{ranks_here} ranks of this machine need a GPU each, but {len(gpus)} are visible: lower "
+            "--tensor-parallel-size or --pipeline-parallel-size, or look at CUDA_VISIBLE_DEVICES and nvidia-smi"
+        )
+    return chosen
+
+
+def free_bytes(device: str, ranks_here: int) -> int:
+    """What is free for all ranks of this machine together: of its memory, or of the fullest of its GPUs for each."""
+    if device == "cpu":
+        return free_host_bytes()
+    return ranks_here * max(0, min(gpu.free_bytes for gpu in visible_gpus()[:ranks_here]) - GPU_RESERVE_BYTES)
 
 
 def threads_per_rank(told: int) -> int:

@@ -11,7 +11,6 @@ from remuda.executor.sizing import most_useful_pages
 from remuda.hub.source import HubOptions, find_model
 from remuda.launch import meaning
 from remuda.models.registry import read_model_config
-from remuda.planner.host import free_host_bytes
 from remuda.planner.node import NodeMemory
 
 
@@ -24,7 +23,8 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     hub = HubOptions(options["revision"], options["download_dir"], options["hf_token"])
     source = find_model(options["model"], hub)
     config = resolve(options, read_model_config(source.directory, options["dtype"]))
-    source.complete()
+    if config.load_format != "dummy":
+        source.complete()
     return config
 
 
@@ -45,7 +45,9 @@ def resolve(options: Mapping[str, Any], model: ModelConfig) -> EngineConfig:
         kv_cache_memory_bytes=options["kv_cache_memory_bytes"], memory_utilization=options["gpu_memory_utilization"],
         enable_prefix_caching=options["enable_prefix_caching"],
     )  # fmt: skip
-    memory = NodeMemory(model, parallel, cache, free_host_bytes())
+    ranks_here = parallel.world_size // parallel.nnodes
+    device = meaning.device(options["device"], model.dtype, ranks_here)
+    memory = NodeMemory(model, parallel, cache, meaning.free_bytes(device, ranks_here), shared=device == "cpu")
     memory.check_weights()
     meaning.check_scheduling(options)
     scheduler = SchedulerConfig(
@@ -57,9 +59,10 @@ def resolve(options: Mapping[str, Any], model: ModelConfig) -> EngineConfig:
         steps_in_flight=meaning.steps_in_flight(options["steps_in_flight"], options),
     )  # fmt: skip
     config = EngineConfig(
-        model=model, parallel=parallel, cache=cache, scheduler=scheduler, device=meaning.device(options["device"]),
+        model=model, parallel=parallel, cache=cache, scheduler=scheduler, device=device,
         executor_backend=meaning.executor_backend(options["distributed_executor_backend"], parallel.world_size),
         threads_per_rank=meaning.threads_per_rank(options["threads_per_rank"]),
+        load_format=options["load_format"], enforce_eager=options["enforce_eager"],
         native_kernels=options["native_kernels"], seed=options.get("seed", 0),
         startup_timeout_s=options["startup_timeout"],
     )  # fmt: skip

@@ -49,16 +49,20 @@ class Model(Layer):
         """What this rank's parameters take in memory."""
         return sum(parameter.nbytes for parameter in self.parameters())
 
-    def load(self, progress: Progress | None = None) -> LoadReport:
-        """Read this rank's bytes of the checkpoint at config.path and get ready to run.
+    def load(self, progress: Progress | None = None, load_format: str = "auto") -> LoadReport:
+        """Read this rank's bytes of the checkpoint at config.path, or make some up (`dummy`), and get ready to run.
 
         `bind` may exchange the kernels later: between two steps, on all ranks at the same step.
         """
-        from remuda.weights.loader import load_parameters  # imports torch, which declaring a model does not need
+        from remuda.weights.dummy import make_parameters  # imports torch, which declaring a model does not need
+        from remuda.weights.loader import load_parameters
 
         config, device = self.context.config, self.context.device
         kernels = kernel_table(device, config.dtype)
-        report = load_parameters(self.parameters(), config.path, device, progress)
+        if load_format == "dummy":
+            report = make_parameters(self.parameters(), device, config.dtype, progress)
+        else:
+            report = load_parameters(self.parameters(), config.path, device, progress)
         for layer in self.walk():
             layer.pack(kernels)
         self.bind(kernels)

@@ -53,6 +53,10 @@ class Communicator(Protocol):
         """Fill `x` with rank `src`'s, in place; returns `x`."""
         ...
 
+    def greatest_keys_(self, key_S: torch.Tensor) -> torch.Tensor:
+        """The greatest of all ranks' keys (int64, see `greedy.py`), on every rank; may be in place."""
+        return self.all_gather(key_S).amax(dim=0)
+
     def barrier(self) -> None: ...
 
     def close(self) -> None: ...
@@ -151,11 +155,13 @@ class Switchable:
         self._use(transport)
 
     def _use(self, transport: Communicator) -> None:
+        self.transport = transport
         # Bound methods, not delegation: a decode step makes two calls per layer.
         self.all_reduce_ = transport.all_reduce_
         self.all_reduce_add_norm = transport.all_reduce_add_norm
         self.all_reduce_add = transport.all_reduce_add
         self.all_gather = transport.all_gather
+        self.greatest_keys_ = transport.greatest_keys_
         self.gather = transport.gather
         self.broadcast_ = transport.broadcast_
         self.barrier = transport.barrier

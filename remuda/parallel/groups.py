@@ -46,6 +46,7 @@ class Groups:
     rank: int = 0
     stage: int = 0
     timeout_s: float = 60.0
+    waits_gave_up: torch.Tensor | None = None  # int32 [1] on the device: not 0 once a kernel waited for a peer in vain
 
     def share_memory(self, library: ctypes.CDLL, spin: bool) -> None:
         """Continue the TP ranks' collectives over shared memory (a stage never spans hosts), by the C of `library`.

@@ -13,9 +13,11 @@ _CERTAINTY = 0.9  # free memory moves while we start
 
 
 class NodeMemory:
-    """`free_bytes` are free now, and its ranks have them in common."""
+    """`free_bytes` are free now, for all its ranks: `shared` by them, or in equal parts on devices of their own."""
 
-    def __init__(self, model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, free_bytes: int) -> None:
+    def __init__(
+        self, model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, free_bytes: int, shared: bool = True
+    ) -> None:
         tp_size, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size // parallel.nnodes
         everywhere = plan_memory(model, parallel, cache.block_size)
         here = everywhere[parallel.node_rank * stages :][:stages]
@@ -23,6 +25,7 @@ class NodeMemory:
         self._parallel = parallel
         self._cache = cache
         self._free_bytes = free_bytes
+        self._shared = shared
         self._ranks = len(here) * tp_size
         self._weight_bytes = sum(stage.weight_bytes for stage in here) * tp_size
         self._page_bytes = sum(stage.page_bytes for stage in here) * tp_size  # of one page on every rank
@@ -30,7 +33,7 @@ class NodeMemory:
 
     def check_weights(self) -> None:
         """Raise ConfigError, with what would fit, if the weights alone exceed what is free."""
-        if self._weight_bytes > self._free_bytes:
+        if self._weight_bytes > self._free_bytes or not self._shared:
             check_weights_fit(self._model, self._parallel, self._free_bytes // self._ranks, self._cache.block_size)
 
     def affordable_pages(self) -> int:

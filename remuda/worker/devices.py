@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from remuda.config.engine import EngineConfig
 from remuda.parallel.groups import Groups
-from remuda.parallel.topology import Topology
+from remuda.parallel.topology import Topology, node_of, node_ranks
 from remuda.protocol.errors import ConfigError
+from remuda.worker.kv_pool import compute_dtype
 from remuda.worker.runner import AnyRunner
 
 
@@ -19,4 +20,30 @@ def make_runner(config: EngineConfig, topology: Topology, groups: Groups) -> Any
         from remuda.worker.cpu.runner import CpuRunner
 
         return CpuRunner(config, topology, groups)
-    raise ConfigError(f"this version of remuda does not compute on {config.device!r}: use --device cpu")
+    if config.device == "cuda":
+        return _on_gpu(config, topology, groups)
+    raise ConfigError(f"this version of remuda does not compute on {config.device!r}: use cpu or cuda")
+
+
+def gpu_index(topology: Topology, config: EngineConfig) -> int:
+    """Which of the node's visible GPUs a rank has: they are dealt in order."""
+    parallel = config.parallel
+    return topology.rank - node_ranks(node_of(topology.rank, parallel), parallel).start
+
+
+def _on_gpu(config: EngineConfig, topology: Topology, groups: Groups) -> AnyRunner:
+    from remuda.parallel.peers.connect import Traffic, use_peer_memory
+    from remuda.worker.cuda.device import Gpu
+    from remuda.worker.cuda.runner import CudaRunner
+
+    gpu = Gpu(gpu_index(topology, config))
+    scheduler, model = config.scheduler, config.model
+    traffic = Traffic(
+        hidden_size=model.hidden_size,
+        dtype=compute_dtype(model),
+        max_tokens=scheduler.max_num_batched_tokens,
+        max_rows=scheduler.max_num_seqs,
+        plans_in_flight=scheduler.steps_in_flight or topology.pp_size + 1,
+    )
+    use_peer_memory(groups, topology, traffic, gpu.torch_device, one_host=config.parallel.nnodes == 1)
+    return CudaRunner(config, topology, groups, gpu)

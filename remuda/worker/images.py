@@ -60,6 +60,10 @@ class ImageRows:
             if spans:
                 self._spans[sequence.slot] = spans
 
+    def touches(self, rows: Rows) -> bool:
+        """Whether a row of the step belongs to a sequence that still has an image before it or in it."""
+        return bool(self._spans) and not self._spans.keys().isdisjoint(rows.slots_S.tolist())
+
     def substitute_(self, hidden_TH: torch.Tensor, rows: Rows) -> None:
         """Overwrite the embeddings of patch tokens with the rows of their images."""
         if not self._spans:

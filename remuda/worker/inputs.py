@@ -38,12 +38,13 @@ def build_batch(state: BatchState, rows: Rows, row_T: Ints, positions_T: Ints, p
         slots_GT=_tensor(slots_GT),
         kv=pool.kv,
         max_query=rows.max_count,
-        num_decodes=_leading_decodes(rows),
+        num_decodes=leading_decodes(rows),
         block_size=state.block_size,
     )
 
 
-def _leading_decodes(rows: Rows) -> int:
+def leading_decodes(rows: Rows) -> int:
+    """How many of the first rows have one token."""
     if rows.max_count == 1:
         return len(rows.counts_S)
     return int(np.argmax(rows.counts_S != 1))

@@ -59,7 +59,7 @@ class SimulatedModel(Model, SupportsPP, SupportsImages):
         if self._shard[0] == 0:
             self._logits_SV[:, 1] = 1.0
 
-    def load(self, progress: Progress | None = None) -> LoadReport:
+    def load(self, progress: Progress | None = None, load_format: str = "auto") -> LoadReport:
         return LoadReport(0, 0)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:

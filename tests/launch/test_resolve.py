@@ -132,5 +132,5 @@ def test_no_flag_is_ignored(model: Path) -> None:
     options = Recorder(options_from_keywords(ENGINE_FLAGS, {}) | {"model": str(model), "max_model_len": 64})
     engine_config(options)
     names = {flag.key for group in ENGINE_FLAGS for flag in group.flags}
-    of_the_tokenizer, with_one_value = {"tokenizer"}, {"load_format", "kv_cache_dtype"}
+    of_the_tokenizer, with_one_value = {"tokenizer"}, {"kv_cache_dtype"}
     assert names - options["read"] == of_the_tokenizer | with_one_value

@@ -61,7 +61,7 @@ class FakeModel(Model, SupportsPP):
         self._embedding, self._mixing, self._head = _weights(context.config.vocab_size)
         self._groups = context.config.kv_groups
 
-    def load(self, progress: Progress | None = None) -> LoadReport:
+    def load(self, progress: Progress | None = None, load_format: str = "auto") -> LoadReport:
         return LoadReport(0, 0)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:

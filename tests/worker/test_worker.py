@@ -1,7 +1,8 @@
 """Workers run random plans and must give, token for token, what a model without cache, plans or stages gives.
 
 Every test runs on every runner: a CPU's; one whose device computes beside its host, which sees to its inputs and
-outputs; and one whose device takes those over as well, and does nothing before it is waited for (`async_device.py`).
+outputs; one whose device takes those over as well, and does nothing before it is waited for (`async_device.py`); and
+that for GPUs, with the processor in the place of one (`host_device.py`).
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class CpuRunner:
 
     def load(self, progress: Progress) -> LoadReport:
         self.model = self._build()
-        return self.model.load(progress)
+        return self.model.load(progress, self._config.load_format)
 
     def _build(self) -> Model:
         return build_model(self._config.model, self._topology, self._tp)

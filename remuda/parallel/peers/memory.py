@@ -1,0 +1,104 @@
+"""Buffers that every rank of a group maps into its own address space.
+
+On GPUs by torch's symmetric memory (cuMem handles passed between processes of a host), without multicast. On CPU, where
+the kernels run in Triton's interpreter and show that the protocol is right, by files in shared memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class PeerBuffer:
+    """One rank's part of a buffer that all ranks of a group made alike."""
+
+    own: torch.Tensor
+    addresses: tuple[int, ...]  # of every rank's part, as this process sees them
+    table: torch.Tensor  # the same, int64 [R] on the device
+    keeps: Any  # what must live as long as the mapping
+
+
+class PeerMemory(Protocol):
+    """Makes buffers. Collective: every rank of the group asks for the same ones in the same order."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> PeerBuffer:
+        """A buffer of `shape` on every rank, filled, and visible to all when this returns."""
+        ...
+
+
+class CudaPeerMemory:
+    """Over NVLink or PCIe peer access. `store` is a key-value store of this group alone."""
+
+    def __init__(self, name: str, store: Any, rank: int, size: int, device: torch.device) -> None:
+        from torch._C._distributed_c10d import _SymmetricMemory
+
+        self.rank, self.size, self.device = rank, size, device
+        self._name = name
+        self._store = store
+        self._memory = _SymmetricMemory
+        self._made = 0
+        _SymmetricMemory.set_group_info(name, rank, size, store)
+
+    @staticmethod
+    def reaches(devices: list[int]) -> bool:
+        """Whether every one of these GPUs can read and write the memory of every other."""
+        return all(torch.cuda.can_device_access_peer(a, b) for a in devices for b in devices if a != b)
+
+    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> PeerBuffer:
+        strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        own = self._memory.empty_strided_p2p(shape, strides, dtype, self.device, self._name)
+        handle = self._memory.rendezvous(own)
+        offset = own.data_ptr() - handle.buffer_ptrs[self.rank]
+        addresses = tuple(pointer + offset for pointer in handle.buffer_ptrs)
+        own.fill_(fill)
+        torch.cuda.synchronize(self.device)
+        self._meet()
+        return PeerBuffer(own, addresses, torch.tensor(addresses, dtype=torch.int64, device=self.device), handle)
+
+    def _meet(self) -> None:
+        """Nobody goes on before all have filled theirs."""
+        self._made += 1
+        meet(self._store, f"filled/{self._made}", self.size)
+
+
+class SharedFileMemory:
+    """The same on CPU, in files of /dev/shm that are unlinked as soon as everyone has mapped them."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, name: str, store: Any, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self._stem = f"/dev/shm/remuda-peers-{name}"
+        self._store = store
+        self._made = 0
+
+    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> PeerBuffer:
+        self._made += 1
+        count = math.prod(shape)
+        paths = [f"{self._stem}-{self._made}-{rank}" for rank in range(self.size)]
+        mine = torch.from_file(paths[self.rank], shared=True, size=count, dtype=dtype)
+        mine.fill_(fill)
+        meet(self._store, f"made/{self._made}", self.size)
+        parts = [torch.from_file(path, shared=True, size=count, dtype=dtype) for path in paths]
+        meet(self._store, f"mapped/{self._made}", self.size)
+        os.unlink(paths[self.rank])
+        addresses = tuple(part.data_ptr() for part in parts)
+        return PeerBuffer(parts[self.rank].view(shape), addresses, torch.tensor(addresses), parts)
+
+
+def meet(store: Any, name: str, size: int, timeout_s: float = 60.0) -> None:
+    """Wait until `size` callers have come."""
+    if store.add(f"meet/{name}", 1) == size:
+        store.set(f"meet/{name}/all", b"1")
+    store.wait([f"meet/{name}/all"], timedelta(seconds=timeout_s))

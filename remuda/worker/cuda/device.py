@@ -1,0 +1,90 @@
+"""The few things that a runner asks of a GPU beside torch's operations.
+
+Everything else in this folder is plain torch, so that its tests run on any machine with a stand-in of this class.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from remuda.protocol.errors import RemudaError
+
+
+class Moment(Protocol):
+    """A point in the order of a device's work."""
+
+    def wait(self) -> None:
+        """Until the device has got there."""
+        ...
+
+    def has_come(self) -> bool: ...
+
+
+class Device(Protocol):
+    """One device and the order of its work: what is given to it later happens later."""
+
+    torch_device: torch.device
+    captures: bool  # whether work can be recorded and replayed as a graph
+
+    def send(self, array: np.ndarray) -> torch.Tensor:
+        """A copy on the device; returns before it has been made, and `array` may change at once."""
+        ...
+
+    def fetch(self, x: torch.Tensor) -> torch.Tensor:
+        """A copy on the host, to be read once a later `moment` has come."""
+        ...
+
+    def moment(self) -> Moment:
+        """The end of all work given so far."""
+        ...
+
+    def free_bytes(self) -> tuple[int, int]:
+        """(free, in all)."""
+        ...
+
+
+class _Event:
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+    def has_come(self) -> bool:
+        return self._event.query()
+
+
+class Gpu:
+    """A CUDA device. `index` counts the devices that CUDA_VISIBLE_DEVICES shows to this process."""
+
+    captures = True
+
+    def __init__(self, index: int) -> None:
+        if index >= torch.cuda.device_count():
+            raise RemudaError(
+                f"this rank needs GPU {index}, but {torch.cuda.device_count()} are visible: use fewer ranks on this "
+                "machine, or look at CUDA_VISIBLE_DEVICES and nvidia-smi"
+            )
+        torch.cuda.set_device(index)
+        self.torch_device = torch.device("cuda", index)
+
+    def send(self, array: np.ndarray) -> torch.Tensor:
+        # The pinned copy comes from torch's pool, which keeps it until the device has read it.
+        return torch.from_numpy(array).pin_memory().to(self.torch_device, non_blocking=True)
+
+    def fetch(self, x: torch.Tensor) -> torch.Tensor:
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        return host.copy_(x, non_blocking=True)
+
+    def moment(self) -> Moment:
+        return _Event()
+
+    def free_bytes(self) -> tuple[int, int]:
+        return torch.cuda.mem_get_info(self.torch_device)
+
+    def graph(self) -> Any:
+        return torch.cuda.CUDAGraph()

@@ -1,0 +1,283 @@
+"""The runner of a GPU: a step is given to the device as a whole, and the host reads its tokens when it is finished.
+
+Decode steps come from CUDA graphs (`graphs.py`); steps with prompts run kernel by kernel. What the host sends for a
+step is which slots run, and where; tokens and page tables of resident sequences are on the device (`resident.py`).
+
+B rows of a graph's bucket, S sampling rows, T tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import torch
+
+from remuda.config.engine import EngineConfig
+from remuda.models.interfaces import Model, SupportsImages
+from remuda.models.registry import build_model
+from remuda.parallel.groups import Groups
+from remuda.parallel.p2p import DeviceLink
+from remuda.parallel.topology import Topology
+from remuda.protocol.errors import RemudaError
+from remuda.protocol.step import StepPlan, StepResult
+from remuda.weights.loader import LoadReport, Progress
+from remuda.worker.cuda.device import Device, Moment
+from remuda.worker.cuda.graphs import DecodeGraphs, Outputs, bucket_of
+from remuda.worker.cuda.memory import kv_bytes_of_gpu
+from remuda.worker.cuda.resident import ResidentBatch
+from remuda.worker.cuda.sampler import Answer, DeviceSampler, Wanted
+from remuda.worker.drafts import Drafts
+from remuda.worker.feedback import TokenFeedback
+from remuda.worker.images import ImageRows
+from remuda.worker.kv_pool import KVPool, compute_dtype
+from remuda.worker.state import BatchState, Rows
+
+_LOOK_S = 50e-6  # how often the host looks whether a step is done while it waits for messages
+
+
+@dataclass(slots=True)
+class CudaRun:
+    """One step on its way."""
+
+    plan: StepPlan
+    rows: Rows
+    wanted: Wanted | None  # on the last stage
+    due: list[tuple[int, Rows]]  # steps whose tokens the first stage takes in before
+    answer: Answer | None = field(init=False, default=None)  # once launched, where rows sample
+    gave_up: torch.Tensor | None = field(init=False, default=None)  # whether a kernel waited for a peer in vain
+    done: Moment = field(init=False)
+
+
+class CudaRunner:
+    """See `worker/runner.py`."""
+
+    def __init__(self, config: EngineConfig, topology: Topology, groups: Groups, device: Device) -> None:
+        self._config = config
+        self._topology = topology
+        self._groups = groups
+        self._tp = groups.tp
+        self._link = cast("DeviceLink | None", groups.link)
+        self._device = device
+        self._dtype = compute_dtype(config.model)
+        self.depth = 2 if topology.pp_size == 1 else topology.pp_size + 1
+        self.model: Model
+
+    # ------------------------------------------------------------------------------------------------ start-up
+
+    def load(self, progress: Progress) -> LoadReport:
+        self.model = build_model(self._config.model, self._topology, self._tp, str(self._device.torch_device))
+        return self.model.load(progress, self._config.load_format)
+
+    def kv_bytes_available(self, ranks_on_node: int) -> int:
+        return kv_bytes_of_gpu(*self._device.free_bytes(), self._config, self._topology)
+
+    def allocate(self, pages: int, state: BatchState) -> None:
+        config, topology = self._config, self._topology
+        self._state = state
+        pool = KVPool(config.model, config.cache, topology, pages, self._pages)
+        self._resident = ResidentBatch(self._device, state, pool)
+        self._images = self._image_rows()
+        self._sampler: DeviceSampler | None = None
+        if topology.is_last_stage:
+            self._sampler = DeviceSampler(
+                self._device, self.model, self._tp, self._resident, state.slots, config.model.vocab_size
+            )
+        in_flight = config.scheduler.steps_in_flight or topology.pp_size + 1
+        feeds = topology.is_first_stage and self._link is not None
+        self._feedback = TokenFeedback(max_expected=2 * in_flight) if feeds else None
+        self._graphs = DecodeGraphs(self._decode, self._device.captures and not config.enforce_eager)
+
+    def _pages(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._device.torch_device)
+
+    def _image_rows(self) -> ImageRows | None:
+        model = self._config.model
+        if model.vision is None or model.image_tokens is None or not self._topology.is_first_stage:
+            return None
+        assert isinstance(self.model, SupportsImages)
+        return ImageRows(self.model, model.image_tokens.patch, model.vision.image_size)
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def announce(self, plan: StepPlan) -> None:
+        """Receives take their place in the device's order when a step is launched."""
+
+    def admit(self, plan: StepPlan) -> None:
+        self._resident.admit(plan)
+        if self._sampler is not None:
+            self._sampler.admit(plan)
+        if self._images is not None:
+            self._images.apply(plan)
+
+    def may_prepare(self, plan: StepPlan, launched: Sequence[CudaRun]) -> bool:
+        return True
+
+    def prepare(self, plan: StepPlan, rows: Rows) -> CudaRun:
+        wanted = self._sampler.foresee(rows) if self._sampler is not None else None
+        due: list[tuple[int, Rows]] = []
+        if self._feedback is not None:
+            due = self._feedback.due(rows)
+            self._feedback.expect(plan.step, rows)
+        return CudaRun(plan, rows, wanted, due)
+
+    def may_launch_ahead(self, launched: Sequence[CudaRun]) -> bool:
+        return len(launched) < self.depth
+
+    def launch(self, run: CudaRun) -> None:
+        self._resident.grant(run.plan)
+        for step, rows in run.due:
+            self._take_in(step, rows)
+        rows = run.rows
+        if rows.drafts is not None:  # after what was chosen behind wrong ones, in the same places
+            self._keep_drafts(rows.drafts)
+        if rows.max_count == 1 and rows.drafts is None and rows.samples_S.all() and self._images_are_past(rows):
+            self._launch_decode(run)
+        else:
+            self._launch_mixed(run)
+        if self._groups.waits_gave_up is not None:
+            run.gave_up = self._device.fetch(self._groups.waits_gave_up)
+        run.done = self._device.moment()
+
+    def _keep_drafts(self, drafts: Drafts) -> None:
+        sent = self._device.send(np.stack([drafts.slots_D, drafts.positions_D, drafts.tokens_D]))
+        self._resident.keep(sent[0], sent[1], sent[2])
+
+    def _images_are_past(self, rows: Rows) -> bool:
+        """Whether no row computes the place of an image: graphs embed token ids alone."""
+        return self._images is None or not self._images.touches(rows)
+
+    def rest(self, run: CudaRun) -> None:
+        return
+
+    def patience_s(self, run: CudaRun) -> float:
+        return 0.0 if run.done.has_come() else _LOOK_S
+
+    def finish(self, run: CudaRun) -> StepResult | None:
+        run.done.wait()
+        if run.gave_up is not None and run.gave_up.item():
+            raise RemudaError("this GPU waited in vain for what another rank's GPU should have written into its memory")
+        if not self._topology.is_driver:
+            return None
+        if run.answer is None:
+            return StepResult(run.plan.step, [])
+        return run.answer.as_result(run.plan.step, run.rows.drafts)
+
+    # ------------------------------------------------------------------------------------------------ the two kinds
+
+    def _launch_decode(self, run: CudaRun) -> None:
+        """One token a row: rounded up to a bucket, by a graph if it has one."""
+        rows = run.rows
+        count = len(rows.slots_S)
+        bucket = bucket_of(count)
+        inputs_2B = np.zeros((2, bucket), np.int64)
+        inputs_2B[0] = self._resident.padding_slot
+        inputs_2B[0, :count], inputs_2B[1, :count] = rows.slots_S, rows.starts_S
+        sent_2B = self._device.send(inputs_2B)
+        hidden = self._config.model.hidden_size
+        outputs = self._graphs.run(sent_2B, self._receive(run, count), hidden, self._dtype)
+        if run.wanted is None:
+            self._send_hidden(run, outputs.hidden_BH[:count])
+            return
+        assert outputs.tokens_B is not None and outputs.logits_BV is not None
+        if run.wanted.all_plain:
+            tokens_S = outputs.tokens_B[:count]
+            run.answer = Answer(self._device.fetch(tokens_S))
+            self._distribute(run, tokens_S)
+        else:
+            self._sample(run, outputs.logits_BV[:count], outputs.hidden_BH)
+
+    def _launch_mixed(self, run: CudaRun) -> None:
+        """Rows of any length, kernel by kernel."""
+        rows = run.rows
+        batch, slot_T = self._resident.mixed_batch(rows)
+        receive = self._receive(run, rows.total_tokens)
+        if receive is None:
+            hidden_TH = self.model.embed(self._resident.tokens_NL[slot_T, batch.positions_T])
+            if self._images is not None:
+                self._images.substitute_(hidden_TH, rows)
+        else:
+            shape = (rows.total_tokens, self._config.model.hidden_size)
+            hidden_TH = torch.empty(shape, dtype=self._dtype, device=self._device.torch_device)
+            receive(hidden_TH)
+        hidden_TH = self.model.run_layers(hidden_TH, batch)
+        if run.wanted is None:
+            self._send_hidden(run, hidden_TH)
+            return
+        chosen_at_C = rows.chosen_at_C()
+        if len(chosen_at_C):
+            at = self._device.send(chosen_at_C)
+            self._sample(run, self.model.logits(hidden_TH[at]), hidden_TH)
+        elif run.wanted.prompts:
+            assert self._sampler is not None
+            run.answer = Answer(torch.empty(0), prompts=self._sampler.prompt_logprobs(hidden_TH, run.wanted))
+
+    def _decode(self, inputs_2B: torch.Tensor, hidden_BH: torch.Tensor | None) -> Outputs:
+        """The device's whole part of a decode step; a graph can hold it."""
+        slots_B, positions_B = inputs_2B[0], inputs_2B[1]
+        batch = self._resident.decode_batch(slots_B, positions_B)
+        if hidden_BH is None:
+            hidden_BH = self.model.embed(self._resident.tokens_NL[slots_B, positions_B])
+        hidden_BH = self.model.run_layers(hidden_BH, batch)
+        if self._sampler is None:
+            return Outputs(hidden_BH)
+        logits_BV = self.model.logits(hidden_BH)
+        tokens_B = self._sampler.greedy(logits_BV)
+        self._resident.keep(slots_B, positions_B + 1, tokens_B)
+        return Outputs(hidden_BH, logits_BV, tokens_B)
+
+    def _sample(self, run: CudaRun, logits_SV: torch.Tensor, hidden_TH: torch.Tensor) -> None:
+        sampler, wanted = self._sampler, run.wanted
+        assert sampler is not None and wanted is not None
+        if wanted.all_plain:
+            tokens_S = sampler.greedy(logits_SV)
+            run.answer = Answer(self._device.fetch(tokens_S))
+        else:
+            tokens_S, run.answer = sampler.choose(logits_SV, wanted)
+        if wanted.prompts:
+            run.answer.prompts = sampler.prompt_logprobs(hidden_TH, wanted)
+        where = self._device.send(np.stack([wanted.slots_S, wanted.positions_S]))
+        self._resident.keep(where[0], where[1], tokens_S)
+        self._distribute(run, tokens_S)
+
+    # ------------------------------------------------------------------------------------------------ between stages
+
+    def _receive(self, run: CudaRun, count: int) -> Callable[[torch.Tensor], None] | None:
+        """What fills the first `count` rows of a buffer with the previous stage's; None on the first stage."""
+        if self._topology.is_first_stage:
+            return None
+        link = self._link
+        assert link is not None
+        return lambda hidden_BH: link.receive_hidden_(hidden_BH[:count], run.plan.step)
+
+    def _send_hidden(self, run: CudaRun, hidden_TH: torch.Tensor) -> None:
+        assert self._link is not None
+        self._link.send_hidden(hidden_TH.contiguous(), run.plan.step)
+
+    def _distribute(self, run: CudaRun, tokens_S: torch.Tensor) -> None:
+        if self._topology.is_driver and self._link is not None:
+            self._link.send_tokens(tokens_S.contiguous(), run.plan.step)
+
+    def _take_in(self, step: int, rows: Rows) -> None:
+        """Tokens of an earlier step into the first stage's buffer, but for slots that have been reused since."""
+        assert self._link is not None
+        tokens_S = torch.empty(len(rows.chosen_slots_C), dtype=torch.int64, device=self._device.torch_device)
+        self._link.receive_tokens_(tokens_S, step)
+        where = np.stack([rows.chosen_slots_C, rows.chosen_positions_C])
+        theirs = self._state.still_theirs(rows)
+        if theirs is not None:
+            kept = np.flatnonzero(theirs)
+            where, tokens_S = where[:, kept], tokens_S[self._device.send(kept)]
+        if where.shape[1]:
+            sent = self._device.send(np.ascontiguousarray(where))
+            self._resident.keep(sent[0], sent[1], tokens_S)
+
+    # ------------------------------------------------------------------------------------------------ control
+
+    def adopt_native(self) -> None:
+        """The native library is the processor's."""
+
+    def close(self) -> None:
+        return
