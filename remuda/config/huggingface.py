@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from remuda.config.fields import Fields, read_json
 from remuda.config.quant import read_quantization
 from remuda.config.rope import read_rope
+from remuda.kv.specs import AnyAttention
 from remuda.protocol.errors import ConfigError
 
 MAX_LAYERS, MAX_EXPERTS = 4096, 65536  # far above any model: a broken config must not fill the memory
@@ -60,6 +62,14 @@ def common_fields(root: Fields, text: Fields, directory: Path, dtype: str) -> di
         "bos_token_id": text.get("bos_token_id", int, root.get("bos_token_id", int, None)),
         "eos_token_ids": text.ids("eos_token_id") or root.ids("eos_token_id"),
     }
+
+
+def layer_types(text: Fields, default: list[str], known: Mapping[str, AnyAttention]) -> tuple[AnyAttention, ...]:
+    """The attention of each layer by the names of `layer_types`; `default` is what its absence means."""
+    names = text.values.get("layer_types") or default
+    if not isinstance(names, list) or len(names) != len(default) or not all(name in known for name in names):
+        raise text.refuse("layer_types", f"must name {' or '.join(known)} for each of {len(default)} layers")
+    return tuple(known[name] for name in names)
 
 
 def _checkpoint_dtype(root: Fields, text: Fields) -> str:

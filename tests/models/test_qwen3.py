@@ -36,6 +36,15 @@ def test_a_dense_config(tmp_path: Path) -> None:
     assert read(tmp_path, without).head_dim == 128  # whatever hidden_size / num_attention_heads is
 
 
+def test_sliding_windows(tmp_path: Path) -> None:
+    windows = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 4}
+    model = read(tmp_path, qwen3_config(windows, {}))
+    assert [layer.attention.window for layer in model.layers] == [None] * 4 + [64] * 2
+    explicit = ["sliding_attention", "full_attention"] * 3  # as transformers 5 writes it
+    model = read(tmp_path, qwen3_config(windows | {"layer_types": explicit}, {}))
+    assert [layer.attention.window for layer in model.layers] == [64, None] * 3
+
+
 def test_a_mixture_of_experts(tmp_path: Path) -> None:
     model = read(tmp_path, qwen3_moe_config({}, {}))
     assert all(layer.moe for layer in model.layers) and not model.tie_word_embeddings
@@ -81,6 +90,7 @@ def test_layouts(
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"tie_word_embeddings": False}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 37, "max_window_layers": 1}),
     ("qwen3-moe", {"norm_topk_prob": False}),
     ("qwen3-moe", {"decoder_sparse_step": 2, "num_experts_per_tok": 3}),
     ("qwen3-moe", {"mlp_only_layers": [0, 2], "num_experts": 6}),

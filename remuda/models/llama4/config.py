@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 
 from remuda.config.fields import Fields, read_json
-from remuda.config.huggingface import MAX_EXPERTS, MAX_LAYERS, common_fields
+from remuda.config.huggingface import MAX_EXPERTS, MAX_LAYERS, common_fields, layer_types
 from remuda.config.model import ImageTokens, LayerConfig, ModelConfig, MoEConfig, VisionConfig
-from remuda.kv.specs import AnyAttention, ChunkedLocal, FullAttention
+from remuda.kv.specs import ChunkedLocal, FullAttention
 
 # Places of the image tokens relative to <|patch|> (image_token_index) in every Llama 4 vocabulary.
 _IMAGE_OFFSET, _TILE_X_OFFSET, _TILE_Y_OFFSET = -2, -8, -7
@@ -51,22 +51,20 @@ def _layers(text: Fields) -> tuple[LayerConfig, ...]:
     rope = [bool(flag) for flag in text.ids("no_rope_layers")] or [(i + 1) % interval != 0 for i in range(count)]
     if len(rope) != count:
         raise text.refuse("no_rope_layers", f"has {len(rope)} entries for {count} layers")
-    kinds = text.values.get("layer_types") or ["chunked_attention" if flag else "full_attention" for flag in rope]
-    if len(kinds) != count or not set(kinds) <= {"chunked_attention", "full_attention"}:
-        raise text.refuse("layer_types", f"must name chunked_attention or full_attention for each of {count} layers")
+    full = FullAttention()
+    local = ChunkedLocal(text.size("attention_chunk_size")) if "attention_chunk_size" in text else full
+    default = ["chunked_attention" if flag else "full_attention" for flag in rope]
+    attention = layer_types(text, default, {"chunked_attention": local, "full_attention": full})
     if text.values.get("moe_layers") is not None:
         moe = set(text.ids("moe_layers"))
     else:
         step = text.size("interleave_moe_layer_step")
         moe = set(range(step - 1, count, step))
     tuning = text.values.get("attn_temperature_tuning", True)  # an integer (4) in some published configs
-    local: AnyAttention = FullAttention()
-    if "attention_chunk_size" in text:
-        local = ChunkedLocal(text.size("attention_chunk_size"))
     qk_norm = text.get("use_qk_norm", bool, True)
     return tuple(
         LayerConfig(
-            attention=local if kinds[i] == "chunked_attention" else FullAttention(),
+            attention=attention[i],
             rope=rope[i],
             qk_norm=qk_norm and rope[i],
             temperature_tuning=bool(tuning) and not rope[i],

@@ -13,6 +13,8 @@ from remuda.models.qwen3.config import qwen3_fields
 
 
 def read_config(root: Fields, directory: Path, dtype: str) -> ModelConfig:
+    if root.get("use_sliding_window", bool, False):
+        raise root.refuse("use_sliding_window", "must be false: windows are supported in the dense models only")
     config = msgspec.convert(qwen3_fields(root, directory, dtype), ModelConfig)
     layers = _with_experts(root, config.layers)
     moe = _experts(root) if any(layer.moe for layer in layers) else None
