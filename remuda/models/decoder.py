@@ -75,7 +75,7 @@ class Decoder(Model, SupportsPP):
                 self.head: ParallelHead = TiedHead(context, self.embed_tokens)
             else:
                 self.head = ParallelHead(context, embeddings if shared else f"{self.head_module}.weight")
-        self.angles = RotaryAngles(context, config.head_dim, config.rope_theta, config.rope_scaling)
+        self.angles = self.make_angles(context)
         tuned = any(config.layers[index].temperature_tuning for index in topology.layers)
         self.temperature = QueryTemperature(config.temperature_floor, config.temperature_scale) if tuned else None
 
@@ -90,6 +90,11 @@ class Decoder(Model, SupportsPP):
     def make_feed_forward(self, context: BuildContext, prefix: str, index: int) -> Layer:
         """`prefix` is the layer's."""
         return MLP(context, f"{prefix}.mlp", context.config.intermediate_size)
+
+    def make_angles(self, context: BuildContext) -> Layer:
+        """What a step's positions mean to every layer's attention, computed once a step."""
+        config = context.config
+        return RotaryAngles(context, config.head_dim, config.rope_theta, config.rope_scaling)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         return self.embed_tokens(ids_T)
