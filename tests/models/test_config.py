@@ -122,9 +122,9 @@ def test_max_tiles_come_from_the_preprocessor(tmp_path: Path) -> None:
 def test_dtypes(tmp_path: Path) -> None:
     assert read(tmp_path, MAVERICK, dtype="float32").dtype == "float32"
     assert read(tmp_path, LLAMA).dtype == "float32"
-    half = lambda config: config.update(torch_dtype="float16")  # noqa: E731
-    assert "--dtype bfloat16 or --dtype float32" in refusal(tmp_path, LLAMA, half)
-    assert read(tmp_path, LLAMA, half, dtype="bfloat16").checkpoint_dtype == "float16"
+    double = lambda config: config.update(torch_dtype="float64")  # noqa: E731
+    assert "choose --dtype bfloat16, float16 or float32" in refusal(tmp_path, LLAMA, double)
+    assert read(tmp_path, LLAMA, double, dtype="bfloat16").checkpoint_dtype == "float64"
 
 
 def test_fp8_with_both_styles_of_ignore(tmp_path: Path) -> None:
