@@ -35,13 +35,16 @@ class Evidence:
 KILLED, NODE_LOST, FAILED, EXITED, ECHO, DISCONNECTED = range(6)
 
 
-def rank_killed(node: int, rank: int, number: int) -> Evidence:
+def signal_name(number: int) -> str:
     try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def rank_killed(node: int, rank: int, number: int) -> Evidence:
     why = " (the kernel's out-of-memory killer does this: see dmesg)" if number == signal.SIGKILL else ""
-    return Evidence(KILLED, node, rank, f"was killed by {name}{why}")
+    return Evidence(KILLED, node, rank, f"was killed by {signal_name(number)}{why}")
 
 
 def rank_exited(node: int, rank: int, code: int) -> Evidence:

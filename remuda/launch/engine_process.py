@@ -12,6 +12,7 @@ import sys
 import msgspec
 
 from remuda.config.engine import EngineConfig
+from remuda.executor.supervision import signal_name
 
 
 class EngineProcess:
@@ -38,7 +39,7 @@ class EngineProcess:
             code = self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             return "it closed its connection"
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
 
     def stop(self, limit_s: float) -> None:
         """Close the channel, which tells it to end, and wait; kill its process group if it takes longer."""
