@@ -119,6 +119,8 @@ ENGINE_FLAGS = (
             Flag("tokenizer", "directory of the tokenizer, if it is not the model's", metavar="DIR"),
             Flag("dtype", "type to compute in; auto: the checkpoint's", default="auto",
                  choices=("auto", "bfloat16", "float32", "float", "half", "float16")),
+            Flag("quantization", "fp8: made of the checkpoint's weights while they are read; default: what config.json "
+                 "says", choices=("fp8", "compressed-tensors")),
             Flag("max-model-len", "longest prompt + answer; auto: the model's, or what the cache holds",
                  model_len, metavar="TOKENS"),
             Flag("revision", "branch, tag or commit of the repository on the Hugging Face Hub; default: main",
@@ -239,7 +241,6 @@ SERVER_FLAGS = (
 
 UNSUPPORTED = {
     "trust-remote-code": "Remuda never runs code from a checkpoint",
-    "quantization": "the quantization is read from the checkpoint's config.json",
     "enforce-eager": "nothing is captured or compiled first; --native-kernels off keeps torch's operations",
     "compilation-config": "nothing is compiled by torch; see --native-kernels",
     "tokenizer-mode": "tokenizer.json is always used",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from remuda.kv.groups import KVGroup, group_layers
@@ -68,10 +70,18 @@ class ImageTokens(msgspec.Struct, frozen=True):
     tile_y: int
 
 
-class QuantConfig(msgspec.Struct, frozen=True):
-    """compressed-tensors float-quantized FP8: weight scales per output channel. `ignore`: names or re: patterns."""
+class WeightFormat(StrEnum):
+    """How the weight of a linear module is stored. `layers/quant/` has a scheme for each."""
 
-    method: str
+    PLAIN = "plain"  # one tensor of floats
+    FP8_CHANNEL = "fp8-channel"  # float8_e4m3fn beside one scale per output channel (compressed-tensors)
+    FP8_ONLINE = "fp8-online"  # floats, of which FP8_CHANNEL is made while they are read
+
+
+class QuantConfig(msgspec.Struct, frozen=True):
+    """The format of every linear module but for those that `ignore` names or matches (re:...)."""
+
+    format: WeightFormat
     ignore: tuple[str, ...]
 
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 
 from remuda.config.fields import Fields
-from remuda.config.model import QuantConfig
+from remuda.config.model import QuantConfig, WeightFormat
 from remuda.protocol.errors import ConfigError
 
-
-class WeightFormat(StrEnum):
-    """How a checkpoint stores the weight of a linear module. `layers/quant/` has a scheme for each."""
-
-    PLAIN = "plain"  # one tensor of floats
-    FP8_CHANNEL = "fp8-channel"  # float8_e4m3fn beside one scale per output channel
+# What stays as it is when the weights are quantized here; published FP8 checkpoints leave these out too.
+_PRECISE = (r"re:vision_model\.", r"re:multi_modal_projector\.")
+FP8_ONLINE = QuantConfig(WeightFormat.FP8_ONLINE, _PRECISE)
 
 
 class QuantRule:
-    """compressed-tensors' rule: every Linear is quantized but for those that `ignore` names or matches (re:...)."""
+    """compressed-tensors' rule: every Linear has the format but for those that `ignore` names or matches (re:...)."""
 
     def __init__(self, config: QuantConfig | None) -> None:
-        self.format = WeightFormat.PLAIN if config is None else WeightFormat.FP8_CHANNEL
+        self.format = WeightFormat.PLAIN if config is None else config.format
         entries = config.ignore if config else ()
         self.names = frozenset(entry for entry in entries if not entry.startswith("re:"))
         try:
@@ -72,4 +68,4 @@ def read_quantization(root: Fields) -> QuantConfig | None:
     ignore = quant.values.get("ignore") or []
     if not isinstance(ignore, list) or not all(isinstance(entry, str) for entry in ignore):
         raise quant.refuse("ignore", "must be a list of module names or re: patterns")
-    return QuantConfig("compressed-tensors", tuple(ignore))
+    return QuantConfig(WeightFormat.FP8_CHANNEL, tuple(ignore))

@@ -9,7 +9,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from remuda.config.model import ModelConfig
+from remuda.config.quant import FP8_ONLINE
 from remuda.models.registry import check_architecture
 from remuda.planner.gpus import torch_has_cuda, visible_gpus
 from remuda.planner.host import free_host_bytes
@@ -20,6 +23,17 @@ from remuda.protocol.errors import ConfigError
 _MAX_STEPS_IN_FLIGHT = 64
 _MAX_THREADS = 1024  # torch dies of far more
 GPU_RESERVE_BYTES = 2 << 30  # of a card: a context, NCCL's buffers, graphs, activations of a small step
+
+
+def quantized(method: str | None, model: ModelConfig) -> ModelConfig:
+    """--quantization: fp8 is made of weights that are not quantized yet; other methods confirm config.json."""
+    if method == "fp8":
+        if model.quant is not None:
+            raise ConfigError("--quantization fp8: the checkpoint is quantized already; leave the option out")
+        return msgspec.structs.replace(model, quant=FP8_ONLINE)
+    if method is not None and model.quant is None:
+        raise ConfigError(f"--quantization {method}: the checkpoint is not quantized; leave the option out, or use fp8")
+    return model
 
 
 def check_layout(options: Mapping[str, Any], model: ModelConfig) -> None:

@@ -30,6 +30,7 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
 
 def resolve(options: Mapping[str, Any], model: ModelConfig) -> EngineConfig:
     """The walk: each flag of `config/arguments.py` goes into its struct here; what it means is told in `meaning.py`."""
+    model = meaning.quantized(options["quantization"], model)
     meaning.check_layout(options, model)
     parallel = ParallelConfig(
         tensor_parallel_size=options["tensor_parallel_size"],

@@ -48,10 +48,10 @@ def load_parameters(
         slices = [parameter.slices for parameter in parameters]
         reads = sorted(_plan(checkpoint, parameters, slices), key=lambda read: (read.tensor.file, read.tensor.start))
         total = sum(read.nbytes for read in reads)
-        tensors = [_allocate(*described, device) for described in zip(parameters, slices, strict=True)]
+        arriving = [_Arriving(*described, device) for described in zip(parameters, slices, strict=True)]
         done = reported = 0
         for read in reads:
-            done += _fill(checkpoint, read, tensors[read.parameter])
+            done += arriving[read.parameter].read(checkpoint, read)
             if progress is not None and (done - reported) * 100 >= total and done < total:
                 progress(done, total)
                 reported = done
@@ -80,13 +80,34 @@ def _check_dtype(tensor: StoredTensor, parameter: Parameter) -> None:
     )
 
 
-def _allocate(parameter: Parameter, slices: tuple[Slice, ...], device: torch.device | str) -> torch.Tensor:
-    """Make the tensor: zeros where no slice writes (padding)."""
-    covered = sum(prod(region_shape(piece.into)) for piece in slices)
-    make = torch.empty if covered == prod(parameter.shape) else torch.zeros
-    tensor = make(parameter.shape, dtype=getattr(torch, parameter.dtype), device=device)
-    parameter.fill(tensor)
-    return tensor
+class _Arriving:
+    """A parameter whose tensor is made when its first piece is read, and handed over with its last."""
+
+    def __init__(self, parameter: Parameter, slices: tuple[Slice, ...], device: torch.device | str) -> None:
+        self._parameter = parameter
+        self._device = device
+        self._missing = len(slices)
+        covered = sum(prod(region_shape(piece.into)) for piece in slices)
+        self._padded = covered < prod(parameter.shape)
+        self._tensor: torch.Tensor | None = None
+        if not slices:
+            parameter.fill(self._make())
+
+    def _make(self) -> torch.Tensor:
+        """Zeros where no slice writes."""
+        make = torch.zeros if self._padded else torch.empty
+        return make(self._parameter.shape, dtype=getattr(torch, self._parameter.dtype), device=self._device)
+
+    def read(self, checkpoint: Checkpoint, read: _Read) -> int:
+        """One piece. Returns the bytes read."""
+        if self._tensor is None:
+            self._tensor = self._make()
+        done = _fill(checkpoint, read, self._tensor)
+        self._missing -= 1
+        if not self._missing:
+            self._parameter.fill(self._tensor)
+            self._tensor = None
+        return done
 
 
 def _fill(checkpoint: Checkpoint, read: _Read, tensor: torch.Tensor) -> int:

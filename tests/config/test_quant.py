@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from remuda.config.model import QuantConfig
-from remuda.config.quant import QuantRule, WeightFormat
+from remuda.config.model import QuantConfig, WeightFormat
+from remuda.config.quant import QuantRule
 from remuda.protocol.errors import ConfigError
 
 PLAIN, FP8_CHANNEL = WeightFormat.PLAIN, WeightFormat.FP8_CHANNEL
 
 
 def rule(*ignore: str) -> QuantRule:
-    return QuantRule(QuantConfig("compressed-tensors", ignore))
+    return QuantRule(QuantConfig(FP8_CHANNEL, ignore))
 
 
 def test_names_must_match_exactly_and_patterns_from_the_start() -> None:

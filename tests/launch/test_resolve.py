@@ -15,7 +15,9 @@ from remuda.kv.groups import SequencePages
 from remuda.launch.resolve import engine_config
 from remuda.models.llama.tiny import llama3_config
 from remuda.models.llama4.tiny import maverick_config
+from remuda.planner.share import Share
 from remuda.protocol.errors import ConfigError
+from remuda.tiny.float8 import fp8_config
 
 
 @pytest.fixture
@@ -33,6 +35,18 @@ def refused(model: Path, **keywords: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         resolve(model, **keywords)
     return caught.value.message
+
+
+def test_fp8_on_the_fly_halves_the_weights_and_refuses_what_is_quantized_already(model: Path) -> None:
+    plain, made = resolve(model, max_model_len=64), resolve(model, max_model_len=64, quantization="fp8")
+    assert plain.model.quant is None and made.model.quant is not None
+    before, after = (Share(config.model, 1).stage(0, 8).total_bytes for config in (plain, made))
+    assert after < 0.75 * before
+    assert "not quantized; leave the option out" in refused(model, quantization="compressed-tensors")
+    fp8 = fp8_config(maverick_config({}, {}), ["lm_head"])
+    (model / "config.json").write_text(json.dumps(fp8))
+    assert resolve(model, max_model_len=64, quantization="compressed-tensors").model.quant is not None
+    assert "quantized already" in refused(model, quantization="fp8")
 
 
 def test_the_reference_layout(model: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from remuda.config.model import QuantConfig
+from remuda.config.model import QuantConfig, WeightFormat
 from remuda.config.quant import QuantRule
 from remuda.kernels.select import torch_table
 from remuda.kernels.table import Weighting
 from remuda.layers.expert_shard import ExpertLayout, ExpertModules, ExpertShard, FusedExperts
 from remuda.layers.quant import UNQUANTIZED, scheme_of
 from remuda.layers.quant.compressed_tensors import ChannelFp8
+from remuda.layers.quant.online_fp8 import OnlineFp8
 from remuda.layers.quant.scheme import LinearShard, Piece, Scheme
 from remuda.weights.parameter import Parameter
 
@@ -36,7 +37,7 @@ def sources(parameter: Parameter) -> list[str]:
 
 
 def test_the_rule_finds_the_scheme_by_the_names_of_modules() -> None:
-    rule = QuantRule(QuantConfig("compressed-tensors", ("re:.*router",)))
+    rule = QuantRule(QuantConfig(WeightFormat.FP8_CHANNEL, ("re:.*router",)))
     assert isinstance(scheme_of(rule, ["a", "b"]), ChannelFp8)
     assert scheme_of(rule, ["x.router"]) is UNQUANTIZED and scheme_of(QuantRule(None), ["a"]) is UNQUANTIZED
 
@@ -83,6 +84,24 @@ def test_experts(scheme: Scheme, layout: ExpertLayout, first_sources: list[str])
         gate, up = (x_TH[token] @ gate_up[expert]).chunk(2)
         want = (torch.nn.functional.silu(gate) * up) @ down[expert] * weight_Tk[token]
         assert torch.allclose(made[token], want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [FusedExperts, ExpertModules])
+def test_float8_made_while_loading_takes_half_the_memory_and_is_near(layout: ExpertLayout) -> None:
+    made, plain = OnlineFp8().experts(experts(layout), "bfloat16"), UNQUANTIZED.experts(experts(layout), "bfloat16")
+    assert [sources(p) for p in made.parameters()] == [sources(p) for p in plain.parameters()]
+    values, channels = 2 * 8 * 6 + 2 * 3 * 8, 2 * 6 + 2 * 8
+    assert sum(p.nbytes for p in made.parameters()) == values + 4 * channels
+    fill(made.parameters())
+    fill(plain.parameters())
+    x_TH, expert_Tk, weight_Tk = torch.randn(4, 8).bfloat16(), torch.tensor([[0], [1], [1], [-1]]), torch.ones(4, 1)
+    quantized, exact = (w.make(TABLE, Weighting.INPUT)(x_TH, expert_Tk, weight_Tk).float() for w in (made, plain))
+    assert 0 < (quantized - exact).norm() < 0.06 * exact.norm()
+    linear = OnlineFp8().linear(STACK, "bfloat16")
+    (weight_NK,) = fill(linear.parameters())
+    x_TK = torch.randn(2, 4)
+    near, want_TN = linear.make(TABLE, None, gated=False)(x_TK), x_TK @ weight_NK.T
+    assert 0 < (near - want_TN).norm() < 0.06 * want_TN.norm()
 
 
 def test_slices_are_made_for_the_loader_only() -> None:

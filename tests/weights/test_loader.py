@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from remuda.config.quant import FP8_ONLINE
 from remuda.models.interfaces import Model
 from remuda.models.registry import TINY_KINDS, build_model, read_model_config
 from remuda.parallel.collectives import SingleRank
@@ -140,3 +142,15 @@ def test_peak_memory_of_a_tp4_rank(tmp_path: Path, kind: str) -> None:
     peak, read = map(int, done.stdout.split())
     assert read < 0.27 * checkpoint
     assert peak < 0.35 * checkpoint + (24 << 20)
+
+
+def test_weights_quantized_while_they_are_read_leave_only_float8_behind(checkpoints: dict[str, Path]) -> None:
+    config = read_model_config(checkpoints["maverick"], "bfloat16")
+    whole = Topology(1, 1, 0, 0, 0, 4, 4)
+    plain = build_model(config, whole, SingleRank())
+    made = build_model(msgspec.structs.replace(config, quant=FP8_ONLINE), whole, SingleRank())
+    read, report = plain.load(), made.load()
+    assert report.checkpoint_bytes_read == read.checkpoint_bytes_read
+    assert report.weight_bytes == made.weight_bytes < 0.75 * read.weight_bytes
+    down_EIH = made.layers[1].feed_forward.experts.experts.down_EIH
+    assert down_EIH.dtype is torch.float8_e4m3fn and made.layers[1].feed_forward.router.linear.scale_N is None

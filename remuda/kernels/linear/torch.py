@@ -7,6 +7,21 @@ import torch.nn.functional as F
 
 from remuda.kernels.activation.torch import silu_mul
 
+FP8_LARGEST = 448.0  # of float8_e4m3fn
+
+
+def quantize_channels(weight: torch.Tensor, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(float8_e4m3fn values, float32 scales without dimension `inputs`), whose product is `weight` but for rounding.
+
+    A stack [E, ...] is quantized expert by expert, which bounds what is in memory in float32. `weight` is given up.
+    """
+    if weight.dim() == 3:
+        parts = [quantize_channels(part, inputs - 1) for part in weight]
+        return torch.stack([part for part, _ in parts]), torch.stack([scale for _, scale in parts])
+    exact = weight.float()
+    scale = exact.abs().amax(inputs, keepdim=True).clamp_(min=1e-12).div_(FP8_LARGEST)
+    return exact.div_(scale).to(torch.float8_e4m3fn), scale.squeeze(inputs)
+
 
 class Linear:
     """Keeps the weight as the checkpoint has it."""
