@@ -241,7 +241,6 @@ SERVER_FLAGS = (
 
 UNSUPPORTED = {
     "trust-remote-code": "Remuda never runs code from a checkpoint",
-    "enforce-eager": "nothing is captured or compiled first; --native-kernels off keeps torch's operations",
     "compilation-config": "nothing is compiled by torch; see --native-kernels",
     "tokenizer-mode": "tokenizer.json is always used",
     "skip-tokenizer-init": "the server needs the tokenizer; the Python API takes token ids",

@@ -97,7 +97,7 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("max-num-sequences: 7", "did you mean --max-num-seqs"),
-        ("enforce-eager: true", "--enforce-eager is not supported"),
+        ("trust-remote-code: true", "--trust-remote-code is not supported"),
         ("- a\n- b", "must be a mapping"),
         ("a: [", "is no YAML"),
         ("enable-prefix-caching: 3", "must be true or false"),
