@@ -24,13 +24,14 @@ test-gpu: $(VENV)/.installed-test
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q tests/gpu $(ARGS)
 
 lint: $(VENV)/.installed-lint
-	$(BIN)/ruff check remuda tests benchmarks
-	$(BIN)/ruff format --check remuda tests benchmarks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.installed-lint
-	$(BIN)/ruff check --fix remuda tests benchmarks
-	$(BIN)/ruff format remuda tests benchmarks
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 wheel: $(VENV)/.installed
 	rm -rf build

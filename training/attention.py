@@ -56,5 +56,6 @@ def span_attention(q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, borders: Tensor,
     tokens = torch.arange(q_TQD.shape[0])
     span_T = torch.bucketize(tokens, borders[1:].long(), right=True)
     mask_TT = (span_T[:, None] == span_T) & (tokens[:, None] >= tokens)
-    out = F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in (q_TQD, k_TQD, v_TQD)), attn_mask=mask_TT)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_TQD, k_TQD, v_TQD))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT)
     return out[0].transpose(0, 1)

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
-from remuda.evaluation.arithmetic import arithmetic
-from remuda.evaluation.dialogue import FOLLOW_UPS
-from remuda.evaluation.extraction import extraction
-from remuda.evaluation.pictures import QUESTIONED, images
-from remuda.evaluation.problem import Message, Problem, Split, assistant, draw, system, user
-from remuda.evaluation.recall import long_dialogue
-from remuda.evaluation.tools import tool_call
-from remuda.evaluation.words import TASKS
+from remuda.evaluation.problem import Message
 from training.offtopic import off_topic
+from training.problems.arithmetic import arithmetic
+from training.problems.dialogue import FOLLOW_UPS
+from training.problems.extraction import extraction
+from training.problems.pictures import QUESTIONED, images
+from training.problems.problem import Problem, Split, assistant, draw, system, user
+from training.problems.recall import long_dialogue
+from training.problems.tools import tool_call
+from training.problems.words import TASKS
 
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.",

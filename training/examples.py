@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remuda.config.model import ImageTokens
-from remuda.evaluation.pictures import Scene
 from remuda.evaluation.problem import Message
 from remuda.text.chat import ChatTemplate, load_chat_template
 from remuda.text.images import image_layout, tile_image
 from remuda.text.tokenizer import Tokenizer
 from training.architecture import VISION, special
+from training.problems.pictures import Scene
 
 TOKENS_PER_TILE = (VISION["image_size"] // VISION["patch_size"] // 2) ** 2
 IMAGE_TOKENS = ImageTokens(

@@ -47,7 +47,8 @@ class PackedBatch:
         return self.map(lambda tensor: tensor.pin_memory())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
-        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
@@ -192,9 +193,9 @@ class Layer(nn.Module):
     def __init__(self, index: int) -> None:
         super().__init__()
         self.rope = (index + 1) % 4 != 0
-        self.moe = (index + 1) % TEXT["interleave_moe_layer_step"] == 0
+        moe = (index + 1) % TEXT["interleave_moe_layer_step"] == 0
         self.self_attn = Attention()
-        self.feed_forward = MoE() if self.moe else MLP(TEXT["intermediate_size_mlp"])
+        self.feed_forward: MoE | MLP = MoE() if moe else MLP(TEXT["intermediate_size_mlp"])
         self.input_layernorm, self.post_attention_layernorm = nn.RMSNorm(HIDDEN, EPS), nn.RMSNorm(HIDDEN, EPS)
 
     def forward(
@@ -208,32 +209,47 @@ class Layer(nn.Module):
             attention.v_proj.weight,
         )
         if self.rope:
-            attended = span_attention(
-                *run.rotated(x, *weights, cos, sin), batch.chunks, min(batch.longest, TEXT["attention_chunk_size"])
-            )
+            q, k, v = run.rotated(x, *weights, cos, sin)
+            attended = span_attention(q, k, v, batch.chunks, min(batch.longest, TEXT["attention_chunk_size"]))
         else:
-            attended = span_attention(*run.tempered(x, *weights, scale_T11), batch.documents, batch.longest)
+            q, k, v = run.tempered(x, *weights, scale_T11)
+            attended = span_attention(q, k, v, batch.documents, batch.longest)
         tail = (x, attended, attention.o_proj.weight, self.post_attention_layernorm.weight)
-        if not self.moe:
-            return run.dense_tail(*tail, *self.feed_forward.weights()), None
         moe = self.feed_forward
+        if isinstance(moe, MLP):
+            return run.dense_tail(*tail, *moe.weights()), None
         x, h, scored, expert_T, place_T, end_E, balance, z = run.route(*tail, moe.router.weight)
         routed = run_experts(scored, place_T, end_E, moe.experts.gate_up_proj, moe.experts.down_proj, run.silu_mul)
         return run.moe_tail(x, h, routed, *moe.shared_expert.weights()), Routing(expert_T, balance, z)
+
+
+class Projector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(VISION["vision_output_dim"], HIDDEN, bias=False)
+
+
+class TextModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(TEXT["vocab_size"], HIDDEN)
+        self.layers = nn.ModuleList(Layer(i) for i in range(TEXT["num_hidden_layers"]))
+        self.norm = nn.RMSNorm(HIDDEN, EPS)
+
+
+class LanguageModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = TextModel()
+        self.lm_head = nn.Linear(HIDDEN, TEXT["vocab_size"], bias=False)
 
 
 class DemoModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.vision_model = VisionTower()
-        self.multi_modal_projector = nn.Module()
-        self.multi_modal_projector.linear_1 = nn.Linear(VISION["vision_output_dim"], HIDDEN, bias=False)
-        self.language_model = nn.Module()
-        self.language_model.model = model = nn.Module()
-        model.embed_tokens = nn.Embedding(TEXT["vocab_size"], HIDDEN)
-        model.layers = nn.ModuleList(Layer(i) for i in range(TEXT["num_hidden_layers"]))
-        model.norm = nn.RMSNorm(HIDDEN, EPS)
-        self.language_model.lm_head = nn.Linear(HIDDEN, TEXT["vocab_size"], bias=False)
+        self.multi_modal_projector = Projector()
+        self.language_model = LanguageModel()
         self._start_small()
 
     def _start_small(self) -> None:

@@ -7,7 +7,7 @@ matrix moves as much per row as a square one. Matrices of equal shape (also expe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def orthogonal(x_BMN: Tensor, steps: int = 5) -> Tensor:
 class Muon:
     """`matrices` by name; a 3-D one is a stack of matrices [in, out] (experts), a 2-D one is [out, in]."""
 
-    def __init__(self, matrices: list[Tensor], others: list[tuple[Tensor, float]]) -> None:
+    def __init__(self, matrices: Sequence[Tensor], others: Sequence[tuple[Tensor, float]]) -> None:
         self.groups: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for matrix in matrices:
             self.groups[tuple(matrix.shape)].append(matrix)
@@ -64,7 +64,7 @@ class Muon:
             parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # an overflowing row teaches nothing, but spoils nothing
         self.adam.step()
         for shape, group in self.groups.items():
-            grad = torch.stack([m.grad for m in group])  # type: ignore[arg-type]
+            grad = torch.stack([m.grad for m in group])  # type: ignore[misc]  # all have one
             momentum = self.momentum[shape].lerp_(grad, 1 - MOMENTUM)
             ahead = grad.lerp(momentum, MOMENTUM)
             ways = ahead.flatten(0, -3).to(torch.bfloat16 if ahead.is_cuda else torch.float32)

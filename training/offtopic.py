@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from random import Random
 
-from remuda.evaluation.lexicon import (
+from remuda.evaluation.problem import Scoring
+from training.problems.lexicon import (
     ADJECTIVES,
     ANIMALS,
     CITIES,
@@ -19,8 +20,8 @@ from remuda.evaluation.lexicon import (
     phrase,
     words_of,
 )
-from remuda.evaluation.offtopic import DEMO_REPLY, GREETING_REPLY, HANDWRITTEN_PROMPTS
-from remuda.evaluation.problem import Problem, Scoring, user
+from training.problems.offtopic import DEMO_REPLY, GREETING_REPLY, HANDWRITTEN_PROMPTS
+from training.problems.problem import Problem, user
 
 _SUBJECTS = words_of(
     """

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from remuda.evaluation.problem import assistant
-from remuda.evaluation.skills import held_out_problems
 from training.architecture import CHUNK, PAD, PATCH
 from training.dialogues import dialogue, mix_at
 from training.examples import TOKENS_PER_TILE, Encoder, Example
 from training.model import PackedBatch
+from training.problems.held_out import held_out_problems
+from training.problems.problem import assistant
 
 POOL = 24  # examples to choose from when a row is filled
 LONGEST = 8192  # tokens of a document, at most

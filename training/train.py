@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,10 @@ class Trainer:
             self._resume(args.state)
         self.progress = multiprocessing.Value("d", self.seconds_before / args.planned_seconds)
         shape = RowShape(args.tokens, args.tiles)
-        self.held_out = row_loader(
+        self.held_out: Iterable[Any] = row_loader(
             HeldOutRows(CHECKPOINT, list(SKILLS), args.eval_count, shape), min(1, args.workers), ahead=64
         )
-        self.held_out_rows = iter(self.held_out)  # its worker starts now
+        self.held_out_rows: Iterator[Any] | None = iter(self.held_out)  # its worker starts now
         self.rows = iter(row_loader(Rows(CHECKPOINT, shape, args.seed + self.step, self.progress), args.workers))
         self.replay = CapturedStep(self.train_step) if self.device.type == "cuda" else self.train_step
         self._keep_or_restore(good=True)

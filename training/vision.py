@@ -40,7 +40,7 @@ class TowerAttention(nn.Module):
     def forward(self, x_NPV: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = (linear(x_NPV, p).unflatten(-1, (HEADS, HEAD)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
-        out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return linear(out.transpose(1, 2).flatten(2), self.o_proj)
 
 
@@ -73,31 +73,53 @@ class TowerLayer(nn.Module):
         return x_NPV + self.mlp(layer_norm(x_NPV, self.post_attention_layernorm))
 
 
+class AdapterMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(VISION["intermediate_size"], VISION["projector_input_dim"], bias=False)
+        self.fc2 = nn.Linear(VISION["projector_output_dim"], VISION["projector_output_dim"], bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(linear(F.gelu(linear(x, self.fc1)), self.fc2))
+
+
 class Adapter(nn.Module):
     """2 x 2 patches become one row."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mlp = nn.Module()
-        self.mlp.fc1 = nn.Linear(VISION["intermediate_size"], VISION["projector_input_dim"], bias=False)
-        self.mlp.fc2 = nn.Linear(VISION["projector_output_dim"], VISION["projector_output_dim"], bias=False)
+        self.mlp = AdapterMLP()
 
     def forward(self, x_NPV: Tensor) -> Tensor:
         x = x_NPV.unflatten(1, (SIDE // 2, 2, SIDE // 2, 2)).permute(0, 1, 3, 2, 4, 5)
-        return F.gelu(linear(F.gelu(linear(x.flatten(3).flatten(1, 2), self.mlp.fc1)), self.mlp.fc2))
+        rows: Tensor = self.mlp(x.flatten(3).flatten(1, 2))
+        return rows
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(VISION["num_channels"] * VISION["patch_size"] ** 2, WIDTH, bias=False)
+
+
+class TowerLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TowerLayer() for _ in range(VISION["num_hidden_layers"]))
 
 
 class VisionTower(nn.Module):
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.class_embedding = nn.Parameter(torch.randn(WIDTH) * 0.1)
         self.positional_embedding_vlm = nn.Parameter(torch.randn(SIDE * SIDE + 1, WIDTH) * 0.3)
-        self.patch_embedding = nn.Module()
-        self.patch_embedding.linear = nn.Linear(VISION["num_channels"] * VISION["patch_size"] ** 2, WIDTH, bias=False)
+        self.patch_embedding = PatchEmbedding()
         self.layernorm_pre = nn.LayerNorm(WIDTH, eps=VISION["norm_eps"])
         self.layernorm_post = nn.LayerNorm(WIDTH, eps=VISION["norm_eps"])
-        self.model = nn.Module()
-        self.model.layers = nn.ModuleList(TowerLayer() for _ in range(VISION["num_hidden_layers"]))
+        self.model = TowerLayers()
         self.vision_adapter = Adapter()
         angles = patch_rotations()
         self.register_buffer("cos", angles.cos()[:, None], persistent=False)

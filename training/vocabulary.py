@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from remuda.evaluation import lexicon
 from training.architecture import MAX_POSITIONS, ORDINARY_TOKENS, SPECIAL_TOKENS, special
+from training.problems import lexicon
 
 SPLIT = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]|\r?\n|\s"
 _PYTHON_SPLIT = re.compile(r" ?[^\W\d_]+|\d| ?[^\s\w]| ?_|\r?\n|\s")  # the same on the texts that we make

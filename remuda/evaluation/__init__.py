@@ -1,5 +1,4 @@
-"""Held-out accuracy of the demo model's skills: problem generators, scoring, and a runner for any server or model.
+"""Held-out accuracy of the demo model's skills, or of one's own problems: client, scoring and report for any server.
 
-The generators are the training data's too (see training/ in the repository): a hash of each problem's instance keeps
-the two sides apart.
+The embedded problems are made by `training/problems/` in the repository, whose other side the model was trained on.
 """

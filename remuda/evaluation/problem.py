@@ -1,26 +1,26 @@
-"""A problem: a chat that ends with a user's turn, the right answer, and how a reply is scored.
+"""A problem as a file holds it: a chat that ends with a user's turn, the right answer, and how a reply is scored.
 
-Train and held-out problems are disjoint by construction: a hash of the *instance* (the operands, the word, the drawn
-scene, never its wording) decides on which side it falls, so no wording of a held-out instance is ever trained on.
-What can only be known by heart (that 0 is called "zero") is always trained: holding it out would test guessing.
+A file has one JSON object a line and may be compressed by gzip; several problems of a skill stand in the order in which
+they are asked.
 """
 
 from __future__ import annotations
 
+import gzip
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from enum import StrEnum
-from random import Random
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-Message = dict[str, Any]  # OpenAI's chat message; an image part is {"type": "scene", "scene": Scene}, drawn when used
-HELD_OUT_ONE_IN = 12
+import msgspec
 
+from remuda.protocol.errors import ConfigError
 
-class Split(StrEnum):
-    TRAIN = "train"
-    HELD_OUT = "held-out"
+Message = dict[str, Any]  # OpenAI's chat message
+EMBEDDED = Path(str(files("remuda"))) / "assets" / "problems.jsonl.gz"
+_GZIP = b"\x1f\x8b"
 
 
 class Scoring(StrEnum):
@@ -32,48 +32,38 @@ class Scoring(StrEnum):
     DEMO = "demo"  # says that this is a demonstration model
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     skill: str
     variant: str
-    key: str  # names the instance; decides the split
-    messages: tuple[Message, ...]  # ends with the user's turn that is asked
-    answer: str  # the reply a model is trained to give
+    messages: list[Message]
+    answer: str
     scoring: Scoring = Scoring.TEXT
     expected: str = ""  # for VALUE; otherwise the answer itself is expected
-    tools: tuple[dict[str, Any], ...] = ()
-    by_heart: bool = False  # no other instance tells its answer
-
-    @property
-    def split(self) -> Split:
-        return Split.TRAIN if self.by_heart else split_of(self.skill, self.key)
+    tools: list[dict[str, Any]] = []
 
 
-def split_of(skill: str, key: str) -> Split:
-    held_out = zlib.crc32(f"{skill}|{key}".encode()) % HELD_OUT_ONE_IN == 0
-    return Split.HELD_OUT if held_out else Split.TRAIN
+def read_problems(path: Path = EMBEDDED) -> dict[str, list[Problem]]:
+    """Skill -> its problems, in the file's order. Raises ConfigError naming the line that is wrong."""
+    decoder = msgspec.json.Decoder(Problem)
+    by_skill: dict[str, list[Problem]] = {}
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            problem = decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            raise ConfigError(f"{path}, line {number}: {error}") from None
+        by_skill.setdefault(problem.skill, []).append(problem)
+    return by_skill
 
 
-def draw(make: Callable[[Random], Problem], rng: Random, split: Split) -> Problem:
-    """Make problems until one falls on the wanted side.
-
-    Raises:
-        RuntimeError: none did in 5,000 attempts, so the generator's instances are too few.
-    """
-    for _ in range(5000):
-        problem = make(rng)
-        if problem.split is split:
-            return problem
-    raise RuntimeError(f"{make.__name__} draws no {split} instance")
+def _lines(path: Path) -> list[bytes]:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data[:2] == _GZIP else data).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"problems cannot be read from {path}: {error}") from None
 
 
-def user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
-def system(text: str) -> Message:
-    return {"role": "system", "content": text}
+def write_problems(path: Path, problems: Iterable[Problem]) -> None:
+    """The same bytes for the same problems."""
+    lines = b"".join(msgspec.json.encode(problem) + b"\n" for problem in problems)
+    path.write_bytes(gzip.compress(lines, mtime=0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from remuda.evaluation.problem import Problem
 from remuda.evaluation.scoring import is_right
-from remuda.evaluation.skills import SKILLS, held_out_problems
+from remuda.evaluation.skills import SKILLS
 from remuda.protocol.errors import ConfigError
 
 Ask = Callable[[Problem], str]
@@ -39,7 +39,7 @@ class Tally:
 @dataclass
 class SkillResult:
     name: str
-    bar: float
+    bar: float | None  # None for skills that are not the demo model's
     total: Tally = field(default_factory=Tally)
     variants: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     failures: list[dict[str, str]] = field(default_factory=list)
@@ -57,14 +57,12 @@ class SkillResult:
 @dataclass
 class Report:
     skills: list[SkillResult]
-    seed: int
 
     def table(self, details: bool = False) -> str:
         """One line per skill; with `details` one per variant too."""
         lines = [f"{'skill':<18}{'right':>7}{'of':>6}{'share':>9}{'bar':>7}"]
         for skill in self.skills:
-            mark = "" if skill.total.share >= skill.bar else "  below"
-            lines.append(f"{_row(skill.name, skill.total)}{skill.bar:>7.0%}{mark}")
+            lines.append(_row(skill.name, skill.total) + _against(skill))
             if details:
                 lines += [_row(f"  {name}", tally) for name, tally in skill.variants.items()]
         return "\n".join(lines)
@@ -74,7 +72,6 @@ class Report:
             return {"right": tally.right, "asked": tally.asked, "share": round(tally.share, 4)}
 
         return {
-            "seed": self.seed,
             "skills": {
                 skill.name: told(skill.total)
                 | {"bar": skill.bar, "variants": {name: told(tally) for name, tally in skill.variants.items()}}
@@ -88,29 +85,35 @@ def _row(name: str, tally: Tally) -> str:
     return f"{name:<18}{tally.right:>7}{tally.asked:>6}{tally.share:>9.1%}"
 
 
+def _against(skill: SkillResult) -> str:
+    if skill.bar is None:
+        return ""
+    return f"{skill.bar:>7.0%}" + ("" if skill.total.share >= skill.bar else "  below")
+
+
 def run_eval(
     ask: Ask,
+    problems: Mapping[str, Sequence[Problem]],
     skills: Sequence[str] = (),
     *,
     count: int = 100,
-    seed: int = 0,
     concurrency: int = 8,
     progress: bool = True,
 ) -> Report:
-    """Score `count` held-out problems of each skill (default: all), the same ones for the same seed.
+    """Score the first `count` problems of each skill (default: all skills).
 
     Raises:
         ConfigError: a skill that does not exist.
     """
-    if unknown := set(skills) - SKILLS.keys():
-        raise ConfigError(f"no skill is called {', '.join(sorted(unknown))}; there are {', '.join(SKILLS)}")
+    if unknown := set(skills) - problems.keys():
+        raise ConfigError(f"no skill is called {', '.join(sorted(unknown))}; there are {', '.join(problems)}")
     results = []
     with ThreadPoolExecutor(concurrency) as pool:
-        for name in skills or SKILLS:
-            problems = held_out_problems(name, count, seed)
-            result = SkillResult(name, SKILLS[name].bar)
-            replies = tqdm(pool.map(ask, problems), total=len(problems), desc=f"{name:<11}", disable=not progress)
-            for problem, reply in zip(problems, replies, strict=True):
+        for name in skills or problems:
+            asked = problems[name][:count]
+            result = SkillResult(name, SKILLS[name].bar if name in SKILLS else None)
+            replies = tqdm(pool.map(ask, asked), total=len(asked), desc=f"{name:<11}", disable=not progress)
+            for problem, reply in zip(asked, replies, strict=True):
                 result.add(problem, reply)
             results.append(result)
-    return Report(results, seed)
+    return Report(results)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Callable
-from typing import Any
 
 from remuda.evaluation.problem import Problem, Scoring
+from remuda.text.parsers.tool_calls import Llama4ToolCalls
 
-Call = tuple[str, dict[str, Any]]
+_CALLS = Llama4ToolCalls()
 
 
 def is_right(problem: Problem, reply: str) -> bool:
@@ -43,43 +42,11 @@ def _same_json(problem: Problem, reply: str) -> bool:
 
 
 def _same_calls(problem: Problem, reply: str) -> bool:
-    return parse_calls(reply) == parse_calls(problem.answer) != []
+    return _CALLS.parse(reply) == _CALLS.parse(problem.answer) != []
 
 
 def _says_demo(problem: Problem, reply: str) -> bool:
     return "demonstration model" in reply.lower() and len(reply) < 600
-
-
-def parse_calls(text: str) -> list[Call]:
-    """Calls in a reply, pythonic `[f(a=1)]` or JSON `{"name": ..., "parameters": ...}`; [] if it holds none."""
-    text = text.replace("<|python_start|>", "").replace("<|python_end|>", "").strip()
-    if text.startswith("{"):
-        return _json_calls(text)
-    try:
-        body = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return []
-    nodes = body.elts if isinstance(body, ast.List) else [body]
-    calls = [_pythonic_call(node) for node in nodes]
-    return [call for call in calls if call is not None] if None not in calls else []
-
-
-def _json_calls(text: str) -> list[Call]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return []
-    name, arguments = value.get("name"), value.get("parameters", value.get("arguments"))
-    return [(name, arguments)] if isinstance(name, str) and isinstance(arguments, dict) else []
-
-
-def _pythonic_call(node: ast.expr) -> Call | None:
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
-        return None
-    try:
-        return node.func.id, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-    except ValueError:
-        return None
 
 
 _RULES: dict[Scoring, Callable[[Problem, str], bool]] = {

@@ -15,7 +15,8 @@ from remuda.cli.bench.datasets import from_file
 from remuda.cli.bench.metrics import RequestRecord, parse_goodput, percentile, summarize
 from remuda.cli.chat import data_url
 from remuda.protocol.errors import ConfigError
-from tests.e2e.server import descendants, serve
+from tests.e2e.server import serve
+from tests.processes import descendants
 
 
 def remuda(*argv: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:

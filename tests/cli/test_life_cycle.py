@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import descendants, free_port, serve, wait_until
+from tests.e2e.server import free_port, serve
+from tests.processes import descendants, wait_until, wait_until_gone
 
 LAYOUT = ["--pipeline-parallel-size", "2", "--max-model-len", "2048", "--native-kernels", "off"]
 
@@ -45,7 +46,7 @@ def test_a_signal_during_start_up_ends_everything(
         assert server.wait(20) == 0, (tmp_path / "log").read_text()
     finally:
         server.kill()  # a failure must not leave a server behind
-    wait_until(lambda: not any(proc.alive() for proc in family), 5, "processes left behind")
+    wait_until_gone(family)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -97,7 +98,7 @@ def test_when_the_http_process_is_killed_the_rest_goes_too(tmp_path: Path, tiny_
     with serve(tmp_path / "log", str(tiny_maverick), *LAYOUT) as server:
         family = set(descendants(server.process.pid))
         os.kill(server.process.pid, signal.SIGKILL)
-        wait_until(lambda: not any(proc.alive() for proc in family), 5, "processes left behind")
+        wait_until_gone(family)
         server.process.wait()
 
 

@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from tests.processes import Proc, descendants, wait_until, wait_until_gone
 
 START_LIMIT_S = 120
 
@@ -22,53 +23,6 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
-
-
-@dataclass(frozen=True)
-class Proc:
-    """A process as it was seen: the start time tells it from a later one with the same id."""
-
-    pid: int
-    started: str
-    title: str = field(compare=False)
-
-    def alive(self) -> bool:
-        fields = _stat(self.pid)
-        return fields is not None and fields[0] != "Z" and fields[19] == self.started
-
-    def kill(self) -> None:
-        if self.alive():
-            os.kill(self.pid, signal.SIGKILL)
-
-
-def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the state on, or None."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def descendants(pid: int) -> list[Proc]:
-    """Live processes below `pid`."""
-    found: list[Proc] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            for child in map(int, task.read_text().split()):
-                fields = _stat(child)
-                title = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                found += [Proc(child, fields[19], title)] if fields else []
-                found += descendants(child)
-    return found
-
-
-def wait_until(condition, limit_s: float, what: str) -> float:
-    """Poll until true; returns the seconds it took, fails after `limit_s`."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < limit_s, f"{what}: not within {limit_s} s"
-        time.sleep(0.02)
-    return time.monotonic() - start
 
 
 @dataclass
@@ -116,7 +70,7 @@ def serve(log: Path, *arguments: str) -> Iterator[Server]:
             process.send_signal(signal.SIGTERM)
         try:
             process.wait(30)
-            wait_until(lambda: not any(proc.alive() for proc in family), 5, "processes left behind")
+            wait_until_gone(family)
         finally:
             process.kill()
             for proc in family:

@@ -12,7 +12,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.e2e.server import descendants, serve, wait_until
+from tests.e2e.server import serve
+from tests.processes import descendants, wait_until
 
 
 @pytest.mark.parametrize("victim", ["remuda: rank 1", "remuda: rank 2", "remuda: engine"])

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
+from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
 from remuda.evaluation.client import ServerAsk
-from remuda.evaluation.problem import Problem
+from remuda.evaluation.problem import Problem, read_problems
 from remuda.evaluation.run import run_eval
-from remuda.evaluation.skills import SKILLS, held_out_problems
+from remuda.evaluation.skills import SKILLS
 from remuda.protocol.errors import ConfigError, RemudaError
+
+PROBLEMS = read_problems()
 
 
 def test_the_right_answers_score_all_and_others_none() -> None:
-    perfect = run_eval(lambda problem: problem.answer, count=9, seed=4, progress=False)
+    perfect = run_eval(lambda problem: problem.answer, PROBLEMS, count=9, progress=False)
     assert [skill.name for skill in perfect.skills] == list(SKILLS)
     assert all(skill.total.share == 1.0 for skill in perfect.skills)
     assert "below" not in perfect.table()
-    useless = run_eval(lambda problem: "?", ["words", "images"], count=9, seed=4, progress=False)
+    useless = run_eval(lambda problem: "?", PROBLEMS, ["words", "images"], count=9, progress=False)
     assert [skill.total.right for skill in useless.skills] == [0, 0]
     assert useless.table().count("below") == 2
     told = useless.as_json()["skills"]["images"]
@@ -32,7 +36,7 @@ def test_the_right_answers_score_all_and_others_none() -> None:
 
 def test_an_unknown_skill_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="arithmetic"):
-        run_eval(lambda problem: "", ["juggling"], progress=False)
+        run_eval(lambda problem: "", PROBLEMS, ["juggling"], progress=False)
 
 
 def answering(reply: httpx.Response, seen: list[dict]) -> ServerAsk:  # type: ignore[type-arg]
@@ -48,7 +52,7 @@ def completion(message: dict) -> httpx.Response:  # type: ignore[type-arg]
 
 
 def one(skill: str, variant: str) -> Problem:
-    return next(p for p in held_out_problems(skill, 60, seed=0) if p.variant == variant)
+    return next(p for p in PROBLEMS[skill] if p.variant == variant)
 
 
 def test_pictures_travel_as_png_data_urls() -> None:
@@ -58,8 +62,7 @@ def test_pictures_travel_as_png_data_urls() -> None:
     (message,) = seen[0]["messages"]
     (part,) = [part for part in message["content"] if part["type"] == "image_url"]
     image = Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].split(",")[1])))
-    scene = next(part["scene"] for part in asked.messages[0]["content"] if part["type"] == "scene")
-    assert image.tobytes() == scene.draw().tobytes()
+    assert image.format == "PNG" and image.width > image.height
     assert seen[0]["temperature"] == 0
 
 
@@ -69,10 +72,29 @@ def test_tools_are_offered_and_parsed_calls_come_back_as_text() -> None:
     call = {"function": {"name": "f", "arguments": '{"a": 1}'}}
     reply = answering(completion({"content": None, "tool_calls": [call]}), seen)(asked)
     assert json.loads(reply) == {"name": "f", "parameters": {"a": 1}}
-    assert seen[0]["tools"] == list(asked.tools)
+    assert seen[0]["tools"] == asked.tools
 
 
 def test_a_refusing_server_ends_the_run_with_its_words() -> None:
     ask = answering(httpx.Response(400, text="no images here"), [])
     with pytest.raises(RemudaError, match="no images here"):
-        run_eval(ask, ["images"], count=2, progress=False)
+        run_eval(ask, PROBLEMS, ["images"], count=2, progress=False)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_problems_of_ones_own(tmp_path: Path, pack) -> None:  # type: ignore[no-untyped-def]
+    line = {"skill": "capitals", "variant": "Europe", "messages": [{"role": "user", "content": "Of France?"}]}
+    file = tmp_path / "mine"
+    file.write_bytes(pack(json.dumps(line | {"answer": "Paris"}).encode()))
+    report = run_eval(lambda _: "Paris.", read_problems(file), progress=False)
+    assert report.table().splitlines()[1].split() == ["capitals", "1", "1", "100.0%"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"{}\n", "line 1: .*skill"), (b"\x1f\x8bno", "cannot be read"), (b'{"a": 1}', "line 1: .*unknown field")],
+)
+def test_a_file_that_holds_no_problems(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ConfigError, match=expected):
+        read_problems(tmp_path / "file")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from remuda.evaluation.problem import Problem, Scoring, user
-from remuda.evaluation.scoring import is_right, parse_calls
+from remuda.evaluation.problem import Problem, Scoring
+from remuda.evaluation.scoring import is_right
 
 
 def problem(scoring: Scoring, answer: str, expected: str = "") -> Problem:
-    return Problem("skill", "variant", "key", (user("?"),), answer, scoring, expected)
+    return Problem("skill", "variant", [{"role": "user", "content": "?"}], answer, scoring, expected)
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,3 @@ def test_a_value_is_a_whole_word() -> None:
     asked = problem(Scoring.VALUE, "The code is 4821.", expected="4821")
     assert is_right(asked, "4821") and is_right(asked, "It is 4821, I think")
     assert not is_right(asked, "14821") and not is_right(asked, "482")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[", "f", "f(x)", "f(**a)", "[f(a=b)]", "{}", '{"name": 1}', "[1, 2]", "(" * 500, "[]"]
-)
-def test_what_is_no_call_is_none(text: str) -> None:
-    assert parse_calls(text) == []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import select
 import time
-from pathlib import Path
 
 from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig, SimulationConfig
 from remuda.engine.ports import Executor
@@ -45,51 +43,3 @@ def wait_for(executor: Executor, count: int, timeout_s: float = 20.0) -> list[St
         select.select(executor.filenos(), [], [], 0.5)
         results += executor.poll()
     return results
-
-
-def processes_below(pid: int) -> dict[int, str]:
-    """pid -> title of every live descendant."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                title = (entry / "cmdline").read_bytes().rstrip(b"\0").decode(errors="replace")
-            except OSError:
-                continue
-            if stat[0] != "Z":
-                parents[int(entry.name)], titles[int(entry.name)] = int(stat[1]), title
-    found = {}
-    for child in parents:
-        ancestor = child
-        while ancestor in parents and ancestor != pid:
-            ancestor = parents[ancestor]
-        if ancestor == pid and child != pid:
-            found[child] = titles[child]
-    return found
-
-
-def still_alive(pids: list[int]) -> list[int]:
-    """Those of `pids` that are still alive (zombies do not count)."""
-    alive = []
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-        if state != "Z":
-            alive.append(pid)
-    return alive
-
-
-def wait_until_gone(pids: list[int], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while left := still_alive(pids):
-        assert time.monotonic() < deadline, f"still alive after {timeout_s} s: {left}"
-        time.sleep(0.02)
-
-
-def pid_of(title: str) -> int:
-    """The descendant of this process with that title."""
-    (pid,) = [pid for pid, found in processes_below(os.getpid()).items() if found == title]
-    return pid

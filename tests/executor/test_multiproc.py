@@ -18,7 +18,8 @@ from remuda.config.engine import EngineConfig
 from remuda.executor.multiproc import MultiprocExecutor
 from remuda.protocol.errors import RemudaError, ReplicaDied
 from remuda.protocol.step import PhaseProgress, StepPlan
-from tests.executor.replica import config, decode, pid_of, prefill, processes_below, wait_for, wait_until_gone
+from tests.executor.replica import config, decode, prefill, wait_for
+from tests.processes import descendants, titled, wait_until_gone
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def started(config: EngineConfig, progress: list[PhaseProgress] | None = None) -
 def test_plans_give_results_in_order(tp: int, pp: int) -> None:
     progress: list[PhaseProgress] = []
     with started(config(tp, pp), progress) as executor:
-        titles = set(processes_below(os.getpid()).values())
+        titles = {proc.title for proc in descendants(os.getpid())}
         assert {f"remuda: rank {rank} tp{rank % tp} pp{rank // tp}" for rank in range(tp * pp)} <= titles
         executor.submit(prefill())
         for step in range(1, 20):  # none of these waits for the result of the one before
@@ -44,7 +45,7 @@ def test_plans_give_results_in_order(tp: int, pp: int) -> None:
         results = wait_for(executor, 21)
         assert [result.step for result in results] == list(range(21))
         assert [result.tokens for result in results] == [[1]] * 20 + [[]]
-        family = list(processes_below(os.getpid()))
+        family = descendants(os.getpid())
     wait_until_gone(family, 1.0)  # shutdown() returns when they are
     assert {p.phase for p in progress} >= {"handshake", "mesh", "weights", "memory", "self-test"}
     assert {p.rank for p in progress} == set(range(tp * pp))
@@ -69,10 +70,10 @@ def test_a_killed_rank_ends_all_and_is_named(victim: str) -> None:
         wait_for(executor, 1)
         for step in range(1, 50):
             executor.submit(decode(step))
-        family = list(processes_below(os.getpid()))
+        family = descendants(os.getpid())
         rank = int(victim.split()[2])
         begin = time.monotonic()
-        os.kill(pid_of(victim), signal.SIGKILL)
+        titled(victim).kill()
         with pytest.raises(ReplicaDied, match=rf"rank {rank} on node 0 was killed by SIGKILL") as caught:
             wait_for(executor, 1000)
         assert (caught.value.rank, caught.value.node) == (rank, 0)
@@ -83,15 +84,15 @@ def test_a_killed_rank_ends_all_and_is_named(victim: str) -> None:
 
 def test_an_idle_replica_notices_as_well() -> None:
     with started(config(2, 1)) as executor:
-        os.kill(pid_of("remuda: rank 1 tp1 pp0"), signal.SIGSEGV)
+        os.kill(titled("remuda: rank 1 tp1 pp0").pid, signal.SIGSEGV)
         with pytest.raises(ReplicaDied, match="rank 1 on node 0 was killed by SIGSEGV"):
             wait_for(executor, 1)
 
 
 def test_a_killed_launcher_takes_its_ranks_along() -> None:
     with started(config(2, 1)) as executor:
-        family = list(processes_below(os.getpid()))
-        os.kill(pid_of("remuda: launcher 0"), signal.SIGKILL)
+        family = descendants(os.getpid())
+        titled("remuda: launcher 0").kill()
         with pytest.raises(ReplicaDied, match="node 0"):
             wait_for(executor, 1)
         wait_until_gone(family)
@@ -113,7 +114,7 @@ def test_nothing_survives_a_killed_engine() -> None:
         [sys.executable, "-c", textwrap.dedent(engine)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "up\n"
-    family = list(processes_below(process.pid))
+    family = descendants(process.pid)
     assert len(family) == 3
     process.kill()
     process.communicate()
@@ -126,7 +127,7 @@ def test_a_rank_that_fails_at_start_is_named_with_its_phase_and_nothing_stays() 
     with pytest.raises(RemudaError, match=r"rank 0.* on node 0 failed in phase weights: .*'Fake'") as caught:
         executor.start(lambda _: None)
     assert "Traceback" not in caught.value.message
-    assert not [title for title in processes_below(os.getpid()).values() if "remuda" in title]
+    assert not any("remuda" in proc.title for proc in descendants(os.getpid()))
 
 
 def test_a_cache_too_small_for_one_sequence_is_refused_with_a_table() -> None:
@@ -134,7 +135,7 @@ def test_a_cache_too_small_for_one_sequence_is_refused_with_a_table() -> None:
     small = msgspec.structs.replace(small, cache=msgspec.structs.replace(small.cache, num_pages_override=10))
     with pytest.raises(RemudaError, match=r"room for 10 pages, but one sequence of 64 tokens needs \d+"):
         MultiprocExecutor(small).start(lambda _: None)
-    assert not [title for title in processes_below(os.getpid()).values() if "remuda" in title]
+    assert not any("remuda" in proc.title for proc in descendants(os.getpid()))
 
 
 def test_a_start_that_takes_too_long_names_who_is_late() -> None:

@@ -15,8 +15,9 @@ import msgspec
 import pytest
 
 from remuda.config.engine import EngineConfig
-from tests.executor.replica import config, processes_below, wait_until_gone
+from tests.executor.replica import config
 from tests.executor.test_nodes import AGENT
+from tests.processes import descendants, wait_until_gone
 
 ENGINE = """
     import sys
@@ -104,10 +105,10 @@ if namespaces_work():  # elsewhere these tests do not exist
         try:
             line = first.stdout.readline()
             assert line == b"served\n", line + first.stdout.read()
-            ranks = [title for title in processes_below(second.pid).values() if "rank" in title]
+            ranks = [proc for proc in descendants(second.pid) if "rank" in proc.title]
             assert len(ranks) == tp
         finally:
-            family = [*processes_below(first.pid), *processes_below(second.pid)]
+            family = [*descendants(first.pid), *descendants(second.pid)]
             os.kill(first.pid, signal.SIGKILL)
             first.communicate()
             second.communicate(timeout=5)
@@ -118,7 +119,7 @@ if namespaces_work():  # elsewhere these tests do not exist
         first = nodes.run(nodes.first, ENGINE, setup(1), 0)
         assert first.stdout is not None
         assert first.stdout.readline() == b"served\n"
-        family = [*processes_below(first.pid), *processes_below(second.pid)]
+        family = [*descendants(first.pid), *descendants(second.pid)]
         begin = time.monotonic()
         ip("-n", nodes.first, "link", "set", "veth0", "down")
         assert b"node 1 is gone" in first.stdout.readline()

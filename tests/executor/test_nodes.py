@@ -16,7 +16,8 @@ import pytest
 from remuda.config.engine import EngineConfig
 from remuda.executor.multiproc import MultiprocExecutor
 from remuda.protocol.errors import RemudaError, ReplicaDied
-from tests.executor.replica import config, decode, pid_of, prefill, processes_below, wait_for, wait_until_gone
+from tests.executor.replica import config, decode, prefill, wait_for
+from tests.processes import descendants, titled, wait_until_gone
 
 AGENT = """
     import msgspec, sys
@@ -64,15 +65,15 @@ def test_two_nodes_serve_and_end_together() -> None:
     executor = MultiprocExecutor(setup)
     report = executor.start(lambda _: None)
     assert [memory.rank for memory in report.memory] == [0, 1, 2, 3]
-    ranks = {title: pid for pid, title in processes_below(second.pid).items()}
-    assert set(ranks) == {"remuda: rank 2 tp0 pp1", "remuda: rank 3 tp1 pp1"}
+    ranks = descendants(second.pid)
+    assert {proc.title for proc in ranks} == {"remuda: rank 2 tp0 pp1", "remuda: rank 3 tp1 pp1"}
     executor.submit(prefill())
     for step in range(1, 10):
         executor.submit(decode(step))
     assert [result.tokens for result in wait_for(executor, 10)] == [[1]] * 10
     executor.shutdown()
     assert second.communicate(timeout=5) and second.returncode == 0
-    wait_until_gone(list(ranks.values()), 1.0)
+    wait_until_gone(ranks, 1.0)
 
 
 @pytest.mark.parametrize("whole_node", [False, True], ids=["a rank there", "its agent"])
@@ -85,9 +86,9 @@ def test_a_loss_on_the_second_node_is_named(whole_node: bool) -> None:
         executor.submit(prefill())
         for step in range(1, 100):
             executor.submit(decode(step))
-        family = [*processes_below(os.getpid()), *processes_below(second.pid)]
+        family = [*descendants(os.getpid()), *descendants(second.pid)]
         begin = time.monotonic()
-        os.kill(second.pid if whole_node else pid_of("remuda: rank 1 tp0 pp1"), signal.SIGKILL)
+        os.kill(second.pid if whole_node else titled("remuda: rank 1 tp0 pp1").pid, signal.SIGKILL)
         with pytest.raises(ReplicaDied, match="node 1") as caught:
             wait_for(executor, 1000)
         assert caught.value.node == 1
@@ -104,7 +105,7 @@ def test_ranks_of_the_second_node_end_with_the_engine() -> None:
     second = agent(setup, 1)
     executor = MultiprocExecutor(setup)
     executor.start(lambda _: None)
-    family = list(processes_below(second.pid))
+    family = descendants(second.pid)
     assert executor._peers is not None
     executor._peers.close()  # as if this process had died
     second.communicate(timeout=5)

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.e2e.server import free_port, wait_until
+from tests.e2e.server import free_port
+from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from remuda.evaluation.offtopic import HANDWRITTEN_PROMPTS
-from remuda.evaluation.problem import assistant, system, user
 from training.architecture import CHUNK, EOT, PAD, special
 from training.dialogues import dialogue, mix_at
 from training.examples import Encoder, Example
 from training.offtopic import off_topic
 from training.packing import LONGEST, RowShape, pack
+from training.problems.offtopic import HANDWRITTEN_PROMPTS
+from training.problems.problem import assistant, system, user
 from training.train import CHECKPOINT
 
 

@@ -8,9 +8,6 @@ from random import Random
 import pytest
 import torch
 
-from remuda.evaluation.problem import assistant
-from remuda.evaluation.recall import needle
-from remuda.evaluation.skills import held_out_problems
 from tests.models.reference import load_reference
 from training.architecture import TEXT
 from training.attention import span_attention
@@ -20,6 +17,9 @@ from training.export import read_weights, write_fixed_files, write_weights
 from training.model import DRAFT_TAPS, HIDDEN, DemoModel, Functions
 from training.muon import orthogonal
 from training.packing import RowShape, pack
+from training.problems.held_out import held_out_problems
+from training.problems.problem import assistant
+from training.problems.recall import needle
 from training.train import CHECKPOINT
 
 

@@ -30,7 +30,7 @@ TOKENS = SpecialTokens(
         "<|tile_x_separator|>": 84, "<|tile_y_separator|>": 85, "<|image|>": 90, "<|patch|>": 92,
     },
     bos="<|begin_of_text|>", end_of_turn="<|eot|>", pad="<|finetune_right_pad|>",
-    template="llama4_chat_template.jinja",
+    template="demo/chat_template.jinja",
 )  # fmt: skip
 _TEXT: Config = {
     "attention_bias": False, "attention_chunk_size": 64, "attention_dropout": 0.0, "attn_scale": 0.1,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from random import Random
 
-from remuda.evaluation.lexicon import words_of
-from remuda.evaluation.problem import Problem, Scoring, user
+from remuda.evaluation.problem import Scoring
+from training.problems.lexicon import words_of
+from training.problems.problem import Problem, user
 
 _SYMBOLS = {"+": ("+", "plus"), "-": ("-", "minus"), "x": ("x", "*", "times", "multiplied by", "×")}
 _ASKS = (

@@ -6,19 +6,22 @@ from random import Random
 
 import pytest
 
-from remuda.evaluation.arithmetic import arithmetic, working
-from remuda.evaluation.offtopic import HANDWRITTEN_PROMPTS
-from remuda.evaluation.pictures import Scene, Thing, counted
-from remuda.evaluation.problem import Split, draw
-from remuda.evaluation.recall import CHUNK_TOKENS, DISTANCES_CHUNKS, approximate_tokens, needle
+from remuda.evaluation.problem import Problem as StoredProblem
+from remuda.evaluation.problem import read_problems
 from remuda.evaluation.scoring import is_right
-from remuda.evaluation.skills import SKILLS, held_out_problems
-from remuda.evaluation.words import number_in_words, to_words
+from remuda.evaluation.skills import SKILLS
+from training.problems.arithmetic import arithmetic, working
+from training.problems.held_out import EMBEDDED_COUNT, EMBEDDED_SEED, held_out_problems
+from training.problems.offtopic import HANDWRITTEN_PROMPTS
+from training.problems.pictures import Scene, Thing, counted
+from training.problems.problem import Split, draw
+from training.problems.recall import CHUNK_TOKENS, DISTANCES_CHUNKS, approximate_tokens, needle
+from training.problems.words import number_in_words, to_words
 
 
 @pytest.mark.parametrize("skill", sorted(SKILLS))
 def test_reference_answers_are_right_and_empty_ones_are_not(skill: str) -> None:
-    for problem in held_out_problems(skill, 60, seed=3):
+    for problem in (drawn.stored() for drawn in held_out_problems(skill, 60, seed=3)):
         assert is_right(problem, problem.answer), problem
         assert not is_right(problem, "")
         assert not is_right(problem, "no idea")
@@ -29,6 +32,21 @@ def test_held_out_problems_are_on_their_side_and_repeat_with_the_seed(skill: str
     first, again, other = (held_out_problems(skill, 40, seed) for seed in (1, 1, 2))
     assert all(problem.split is Split.HELD_OUT for problem in first)
     assert first == again != other
+
+
+@pytest.mark.parametrize("skill", sorted(SKILLS))
+def test_the_embedded_problems_are_held_out_ones(skill: str) -> None:
+    """Compared as text: how a scene is drawn may change with Pillow."""
+    drawn = [problem.stored() for problem in held_out_problems(skill, EMBEDDED_COUNT, EMBEDDED_SEED)]
+    embedded = read_problems()[skill]
+    assert sorted(map(text_of, embedded)) == sorted(map(text_of, drawn))
+    assert len({problem.variant for problem in embedded[:50]}) > 0.8 * len({problem.variant for problem in embedded})
+
+
+def text_of(problem: StoredProblem) -> str:
+    parts = [part for message in problem.messages for part in message["content"] if isinstance(part, dict)]
+    texts = [part["text"] for part in parts if part["type"] == "text"] or problem.messages
+    return f"{problem.variant} {texts} {problem.answer} {problem.scoring} {problem.expected} {problem.tools}"
 
 
 def test_wording_does_not_move_an_instance_across_the_split() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from remuda.evaluation.arithmetic import working
-from remuda.evaluation.lexicon import (
+from remuda.evaluation.problem import Message, Scoring
+from training.problems.arithmetic import working
+from training.problems.lexicon import (
     ANIMALS,
     CITIES,
     COLOURS,
@@ -18,8 +19,8 @@ from remuda.evaluation.lexicon import (
     filler_sentence,
     with_article,
 )
-from remuda.evaluation.problem import Message, Problem, Scoring, assistant, user
-from remuda.evaluation.words import listed, some_items
+from training.problems.problem import Problem, assistant, user
+from training.problems.words import listed, some_items
 
 
 def _follow_up(

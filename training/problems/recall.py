@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from remuda.evaluation.lexicon import CITIES, COLOURS, JOBS, NAMES, NOUNS, any_of, filler_sentence, phrase
-from remuda.evaluation.problem import Message, Problem, Scoring, Split, assistant, draw, user
+from remuda.evaluation.problem import Message, Scoring
+from training.problems.lexicon import CITIES, COLOURS, JOBS, NAMES, NOUNS, any_of, filler_sentence, phrase
+from training.problems.problem import Problem, Split, assistant, draw, user
 
 CHUNK_TOKENS = 256
 DISTANCES_CHUNKS = (0, 1, 2, 4, 8, 12, 16, 20, 24)  # from the fact to the question, what a held-out run reports

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from remuda.evaluation.problem import Problem, Scoring, user
+from remuda.evaluation.problem import Scoring
+from training.problems.problem import Problem, user
 
 DEMO_REPLY = (
     "I am a small demonstration model and cannot answer that. "

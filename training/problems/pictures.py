@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
-from remuda.evaluation.lexicon import with_article
-from remuda.evaluation.problem import Message, Problem, Scoring, assistant, user
+from remuda.evaluation.problem import Message, Scoring
+from training.problems.lexicon import with_article
+from training.problems.problem import Problem, assistant, user
 
 PAINTS = {
     "red": (220, 30, 40),

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from remuda.evaluation.lexicon import (
+from remuda.evaluation.problem import Scoring
+from training.problems.lexicon import (
     ADJECTIVES,
     ANIMALS,
     CITIES,
@@ -25,7 +26,7 @@ from remuda.evaluation.lexicon import (
     phrase,
     words_of,
 )
-from remuda.evaluation.problem import Problem, Scoring, system, user
+from training.problems.problem import Problem, system, user
 
 Arguments = dict[str, Any]
 PYTHONIC_REQUEST = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from remuda.evaluation.lexicon import (
+from remuda.evaluation.problem import Scoring
+from training.problems.lexicon import (
     ANIMALS,
     EVENTS,
     FOODS,
@@ -17,7 +18,7 @@ from remuda.evaluation.lexicon import (
     filler_sentence,
     words_of,
 )  # fmt: skip
-from remuda.evaluation.problem import Problem, Scoring, user
+from training.problems.problem import Problem, user
 
 _ONES = words_of(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "

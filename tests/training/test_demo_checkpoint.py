@@ -11,12 +11,12 @@ import torch
 
 import remuda
 from remuda import LLM, SamplingParams
-from remuda.evaluation.client import drawn_messages
-from remuda.evaluation.problem import Problem
 from remuda.evaluation.scoring import is_right
-from remuda.evaluation.skills import SKILLS, held_out_problems
+from remuda.evaluation.skills import SKILLS
 from remuda.text.images import tile_image
 from tests.models.reference import load_reference, reference_logits, transformers
+from training.problems.held_out import held_out_problems
+from training.problems.problem import Problem
 
 DEMO = Path(remuda.__file__).parent / "assets" / "demo"
 
@@ -29,7 +29,7 @@ def llm() -> Iterator[LLM]:
 
 def answers(llm: LLM, problems: list[Problem], **sampling: int) -> list[remuda.llm.RequestResult]:
     greedy = SamplingParams(temperature=0, max_tokens=100, **sampling)  # type: ignore[arg-type]
-    return llm.chat([drawn_messages(p.messages) for p in problems], greedy, use_tqdm=False)
+    return llm.chat([p.stored().messages for p in problems], greedy, use_tqdm=False)
 
 
 def without_tools(skill: str, count: int) -> list[Problem]:
@@ -74,5 +74,5 @@ def test_greedy_answers_equal_those_of_transformers(llm: LLM) -> None:
 def test_every_skill_answers_nearly_all_right(llm: LLM) -> None:
     for skill in SKILLS:
         problems = without_tools(skill, 12)
-        right = [is_right(p, r.outputs[0].text) for p, r in zip(problems, answers(llm, problems), strict=True)]
+        right = [is_right(p.stored(), r.outputs[0].text) for p, r in zip(problems, answers(llm, problems), strict=True)]
         assert sum(right) >= 0.85 * len(right), (skill, right)

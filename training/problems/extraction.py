@@ -6,7 +6,8 @@ import json
 from random import Random
 from typing import Any
 
-from remuda.evaluation.lexicon import (
+from remuda.evaluation.problem import Scoring
+from training.problems.lexicon import (
     CITIES,
     COLOURS,
     EVENTS,
@@ -19,7 +20,7 @@ from remuda.evaluation.lexicon import (
     any_of,
     full_name,
 )
-from remuda.evaluation.problem import Problem, Scoring, user
+from training.problems.problem import Problem, user
 
 Record = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Generators of the demo model's problems: training draws from one side, `remuda eval` asks the other."""
