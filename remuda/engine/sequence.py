@@ -11,6 +11,22 @@ NON_FINITE = -1  # a rank's answer in place of a token when the logits were not 
 
 
 class Status(IntEnum):
+    """Where a sequence is, and what moves it (functions of `scheduler.Scheduler`).
+
+                 add                  _admit: a slot, pages of its cached prefix
+        request -----> WAITING ------------------------------------------------> RUNNING
+                        |   ^   not while a token is unseen, nor out of order    |    |
+                        |   |                                                    |    |
+                        |   +----------------------------------------------------+    |
+                        |      _preempt: slot and pages go, computed = 0              |
+                        |                                                             |
+                        +---------------------------> FINISHED <----------------------+
+                             finish: it ended, failed, or was aborted
+
+    RUNNING is prefill until `computed` reaches `known`, then decode, as a member of a cohort, until the limit. What is
+    still in flight for a sequence that left is ignored when it arrives; for a preempted one it is appended.
+    """
+
     WAITING = 0  # new, or preempted (then tokens may still be on their way: `unseen`)
     RUNNING = 1  # has a slot
     FINISHED = 2
