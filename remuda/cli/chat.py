@@ -82,7 +82,7 @@ class Conversation:
     def __init__(self, client: httpx.Client, options: dict[str, Any]) -> None:
         self.client = client
         self.options = options
-        self.model = options["served_model"] or self._first_model()
+        self.model = options["served_model"] or first_model(client)
         self.system = options["system"]
         self.images: list[str] = [data_url(Path(path)) for path in options["image"] or ()]
         self.messages: list[dict[str, Any]] = []
@@ -167,17 +167,19 @@ class Conversation:
                 for choice in event.get("choices", ()):
                     yield choice["delta"].get("content") or ""
 
-    def _first_model(self) -> str:
-        try:
-            return str(self.client.get("/v1/models").raise_for_status().json()["data"][0]["id"])
-        except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-            raise ConfigError(f"no server answers at {self.client.base_url}: {error}") from error
-
     def _read(self, interactive: bool) -> str | None:
         try:
             return input("> " if interactive else "")
         except EOFError:
             return None
+
+
+def first_model(client: httpx.Client) -> str:
+    """The name by which a server's model is asked. Raises ConfigError if no server answers."""
+    try:
+        return str(client.get("/v1/models").raise_for_status().json()["data"][0]["id"])
+    except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
+        raise ConfigError(f"no server answers at {client.base_url}: {error}") from error
 
 
 def data_url(path: Path) -> str:

@@ -6,13 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
-from remuda.cli.chat import connected
+from remuda.cli.chat import connected, first_model
 from remuda.config.arguments import ENGINE_FLAGS, Flag, FlagGroup, count
 from remuda.config.parser import FlagParser
 from remuda.hub.source import MODEL_HELP
-from remuda.protocol.errors import ConfigError
 
 EVAL = FlagGroup(
     "evaluation",
@@ -48,10 +45,3 @@ def run(argv: Sequence[str]) -> int:
         )  # fmt: skip
     print(json.dumps(report.as_json(), indent=2) if options["json"] else report.table(options["details"]))
     return 0
-
-
-def first_model(client: httpx.Client) -> str:
-    try:
-        return str(client.get("/v1/models").raise_for_status().json()["data"][0]["id"])
-    except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
-        raise ConfigError(f"no server answers at {client.base_url}: {error}") from error

@@ -34,7 +34,3 @@ def load(path: Path, threads: int) -> ctypes.CDLL:
     loaded.remuda_set_threads(threads, SPIN_US if threads > 1 else 0)
     library = loaded
     return loaded
-
-
-def set_threads(threads: int, spin_us: int = SPIN_US) -> None:
-    library.remuda_set_threads(threads, spin_us)
