@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 
 import msgspec
 
@@ -14,7 +13,8 @@ from remuda.engine.output import OutputProcessor
 from remuda.launch.replica import Replica
 from remuda.metrics.serving import ServingMetrics
 from remuda.protocol.sampling import SamplingParams
-from tests.executor.replica import config, pid_of, processes_below, wait_until_gone
+from tests.executor.replica import config
+from tests.processes import descendants, titled, wait_until_gone
 
 CONFIG = msgspec.structs.replace(config(1, 2), native_kernels="off")
 
@@ -33,15 +33,15 @@ def test_after_a_rank_was_killed_it_starts_again_behind_the_same_client() -> Non
         with Replica(CONFIG) as replica:
             await replica.start(engine)
             first = await answer(engine)
-            family = list(processes_below(os.getpid()))
-            os.kill(pid_of("remuda: rank 1 tp0 pp1"), signal.SIGKILL)
+            family = descendants(os.getpid())
+            titled("remuda: rank 1 tp0 pp1").kill()
             death = await replica.wait_died()
             assert death.rank == 1 and "SIGKILL" in death.message
             await replica.stop()
             wait_until_gone(family)
             await replica.start(engine)
             assert await answer(engine) == first and len(first) == 5
-            family = list(processes_below(os.getpid()))
+            family = descendants(os.getpid())
         wait_until_gone(family)
 
     asyncio.run(asyncio.wait_for(main(), 60))
