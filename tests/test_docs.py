@@ -1,0 +1,52 @@
+"""What the documents point to is there: files, headings, and the functions that life-of-a-request.md names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted(path for folder in (".", "docs", "examples", "training") for path in (ROOT / folder).glob("*.md"))
+_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+
+
+def links(document: Path) -> list[tuple[str, Path, str]]:
+    """(text, file, heading) of every link within the repository."""
+    found = _LINK.findall(document.read_text(encoding="utf-8"))
+    return [(text, document.parent / target if target else document, heading) for text, target, heading in found]
+
+
+def headings(document: Path) -> set[str]:
+    """As anchors: lower case, spaces to dashes, no punctuation."""
+    lines = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for text, target, heading in links(document):
+        assert target.exists(), f"{text} -> {target}"
+        assert not heading or heading in headings(target), f"{text} -> #{heading}"
+
+
+def names_in(source: Path) -> set[str]:
+    """Functions and classes, methods as Class.method."""
+    found = set()
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                found |= {
+                    f"{node.name}.{m.name}" for m in node.body if isinstance(m, ast.FunctionDef | ast.AsyncFunctionDef)
+                }
+    return found
+
+
+def test_the_life_of_a_request_names_what_is_there() -> None:
+    named = [(text.strip("`"), file) for text, file, _ in links(ROOT / "docs/life-of-a-request.md") if text[0] == "`"]
+    assert len(named) > 20
+    for name, file in named:
+        assert file.suffix != ".py" or name.endswith(".py") or name in names_in(file), f"{name} is not in {file}"
