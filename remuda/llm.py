@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from remuda.protocol.sampling import SamplingParams
 from remuda.text.prompt import Prompter
 from remuda.text.tokenizer import Tokenizer
 
+T = TypeVar("T")
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}."""
 
@@ -95,12 +96,19 @@ class LLM:
         if world_size == 1 and "distributed_executor_backend" not in engine_options:
             options["distributed_executor_backend"] = "inproc"
         self.config = engine_config(options | {"model": model})
-        self.tokenizer = Tokenizer.from_dir(options["tokenizer"] or self.config.model.path)
-        self._prompter = Prompter(self.config.model, self.tokenizer, chat_template)
+        self._tokenizer = None
+        if not options["skip_tokenizer_init"]:
+            self._tokenizer = Tokenizer.from_dir(options["tokenizer"] or self.config.model.path)
+        self._prompter = Prompter(self.config.model, self._tokenizer, chat_template) if self._tokenizer else None
         self._numbers = itertools.count()
         self._replica = LocalReplica(self.config)
         self._core = self._replica.core
-        self._input_processor = InputProcessor(self.config.model, self.tokenizer, self.config.scheduler.max_model_len)
+        self._input_processor = InputProcessor(self.config.model, self._tokenizer, self.config.scheduler.max_model_len)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises InvalidRequest with `skip_tokenizer_init`."""
+        return _needs_tokenizer(self._tokenizer)
 
     def generate(
         self,
@@ -133,9 +141,9 @@ class LLM:
         """Answer one conversation or several (OpenAI's message form; images as data: URLs)."""
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations: list[Any] = list(messages) if several else [messages]
+        prompter = _needs_tokenizer(self._prompter)
         prompts = [
-            self._prompter.chat(conversation, add_generation_prompt=add_generation_prompt)
-            for conversation in conversations
+            prompter.chat(conversation, add_generation_prompt=add_generation_prompt) for conversation in conversations
         ]
         rows = [(p.text, p.token_ids, list(p.images)) for p in prompts]
         return self._run(rows, _one_each(sampling_params, len(rows)), None, use_tqdm)
@@ -170,7 +178,7 @@ class LLM:
             for index, request in enumerate(
                 self._input_processor.requests(job.request_id, ids, sampling, images=images, priority=priority)
             ):
-                processor = OutputProcessor(self.tokenizer, request.sampling, index=index)
+                processor = OutputProcessor(self._tokenizer, request.sampling, index=index)
                 job.processors.append(processor)
                 owner[request.request_id] = job, processor
                 requests.append(request)
@@ -240,8 +248,16 @@ class LLM:
         found: PositionLogprobs = {}
         ranks = itertools.chain([entry.rank], itertools.count(1))
         for token, value, rank in zip(entry.token_ids, entry.logprobs, ranks, strict=False):
-            found.setdefault(token, Logprob(value, rank, self.tokenizer.token_text(token)))
+            text = self._tokenizer.token_text(token) if self._tokenizer else ""
+            found.setdefault(token, Logprob(value, rank, text))
         return found
+
+
+def _needs_tokenizer(made: T | None) -> T:
+    """What there is with a tokenizer only."""
+    if made is None:
+        raise InvalidRequest("with skip_tokenizer_init prompts are token ids: texts and chats need a tokenizer")
+    return made
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

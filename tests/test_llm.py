@@ -165,3 +165,19 @@ def test_a_plain_script_needs_no_main_guard(tmp_path: Path, tiny_maverick: Path)
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
+def test_without_a_tokenizer_token_ids_go_in_and_come_out(tiny_maverick: Path, llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=1)
+    (expected,) = llm.generate([[5, 6, 7]], params, use_tqdm=False)
+    with LLM(str(tiny_maverick), skip_tokenizer_init=True, max_model_len=64, native_kernels="off") as bare:
+        (result,) = bare.generate([[5, 6, 7]], params, use_tqdm=False)
+        assert result.outputs[0].token_ids == expected.outputs[0].token_ids
+        assert result.outputs[0].text == ""
+        for refused in (
+            lambda: bare.generate("a text", params),
+            lambda: bare.chat([{"role": "user", "content": "a text"}], params),
+            lambda: bare.generate([[5]], SamplingParams(max_tokens=4, stop=["end"])),
+        ):
+            with pytest.raises(InvalidRequest, match="tokenizer"):
+                refused()

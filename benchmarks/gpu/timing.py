@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from remuda.cli.bench.bandwidth import measure_copy
+
 Call = Callable[[], object]
 _CALLS = 24  # of a graph, at least
 _REPLAYS = 9
@@ -43,9 +45,7 @@ def _replay_ms(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> float:
 
 def copy_gb_s() -> float:
     """Bytes read plus bytes written of a large copy on the device."""
-    source = torch.randn(2**28, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / graph_us([lambda: target.copy_(source)]) / 1000
+    return measure_copy() / 1e9
 
 
 def matmul_tflops() -> float:

@@ -196,7 +196,13 @@ ENGINE_FLAGS = (
 
 OFFLINE_FLAGS = (
     *ENGINE_FLAGS,
-    FlagGroup("offline", (Flag("seed", "prompt i without a seed of its own gets this + i", int, 0),)),
+    FlagGroup(
+        "offline",
+        (
+            Flag("seed", "prompt i without a seed of its own gets this + i", int, 0),
+            Flag("skip-tokenizer-init", "token ids in, token ids out: no tokenizer is read", bool, False),
+        ),
+    ),
 )
 """Of the Python API and the commands that run a model themselves."""
 

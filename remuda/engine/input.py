@@ -57,6 +57,8 @@ class InputProcessor:
     def complete(self, sampling: SamplingParams, prompt_len: int) -> SamplingParams:
         """`sampling` with the fields that the client leaves open: max_tokens, seed, ends of sequence, bad words."""
         sampling.check(self._model.vocab_size)
+        if sampling.stop and self._tokenizer is None:
+            raise InvalidRequest("stop strings need a tokenizer", param="stop")
         room = self._max_model_len - prompt_len
         max_tokens = room if sampling.max_tokens is None else sampling.max_tokens
         if max_tokens > room:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from remuda.cli.bench.bandwidth import copy_bytes_per_s
 from remuda.cli.bench.datasets import from_file, random_ids
 from remuda.cli.bench.metrics import check_writable, percentile
 from remuda.config.arguments import OFFLINE_FLAGS, Flag, FlagGroup, count, share, whole
@@ -120,4 +121,17 @@ def _latency(llm: Any, options: dict[str, Any]) -> dict[str, Any]:
     measured = sorted(seconds[options["num_iters_warmup"] :])
     figures = {"avg_latency_s": sum(measured) / len(measured), "min_latency_s": measured[0]}
     figures |= {f"p{p}_latency_s": percentile(measured, p) for p in (50, 90, 99)}
+    floor_s = _decode_floor_s(llm, options["batch_size"], options["input_len"], options["output_len"])
+    if floor_s is not None:
+        figures |= {"decode_floor_s": floor_s, "share_of_decode_floor": floor_s / figures["p50_latency_s"]}
     return {key: round(value, 4) for key, value in figures.items()}
+
+
+def _decode_floor_s(llm: Any, batch: int, prompt: int, output: int) -> float | None:
+    """The bandwidth floor of the decode steps of a batch; None on CPU, whose copies say nothing of many cores."""
+    from remuda.planner.floor import DecodeFloor
+
+    if llm.config.device != "cuda":
+        return None
+    floor = DecodeFloor(llm.config.model, llm.config.parallel)
+    return output * floor.step_ms(batch, prompt + output // 2, copy_bytes_per_s()) / 1e3
