@@ -23,6 +23,8 @@ class StoredExperts(Protocol):
 
 
 ExpertLayout = Callable[["ExpertShard"], StoredExperts]  # FusedExperts or ExpertModules
+ModuleNames = tuple[str, str, str]  # of an expert's gate, up and down projections
+PROJECTIONS: ModuleNames = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,10 @@ class ExpertShard:
     owned: range
     columns: tuple[int, int]
     layout: ExpertLayout  # of the architecture's unquantized checkpoints
+    names: ModuleNames = PROJECTIONS
 
     @classmethod
-    def of(cls, context: BuildContext, prefix: str, layout: ExpertLayout) -> ExpertShard:
+    def of(cls, context: BuildContext, prefix: str, layout: ExpertLayout, names: ModuleNames) -> ExpertShard:
         """Whole experts under expert parallelism, else a slice of every expert."""
         moe = context.config.moe
         assert moe is not None
@@ -49,7 +52,8 @@ class ExpertShard:
             columns = (0, moe.intermediate_size)
         else:
             owned, columns = range(moe.num_experts), context.cut(moe.intermediate_size, "columns of an expert")
-        return cls(prefix, moe.num_experts, context.config.hidden_size, moe.intermediate_size, owned, columns, layout)
+        hidden, inner = context.config.hidden_size, moe.intermediate_size
+        return cls(prefix, moe.num_experts, hidden, inner, owned, columns, layout, names)
 
     def stored(self) -> StoredExperts:
         return self.layout(self)
@@ -77,7 +81,8 @@ class ExpertShard:
 
     def halves(self) -> tuple[tuple[str, int, tuple[int, int]], ...]:
         """(projection, its first column in the fused tensor, its columns in this rank's gate_up)."""
-        return ("gate_proj", 0, (0, self.width)), ("up_proj", self.inner, (self.width, 2 * self.width))
+        gate, up, _ = self.names
+        return (gate, 0, (0, self.width)), (up, self.inner, (self.width, 2 * self.width))
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class FusedExperts:
 
 @dataclass(frozen=True)
 class ExpertModules:
-    """Linear modules {gate,up,down}_proj [out, in] of each expert, turned into the fused orientation while read."""
+    """Three linear modules [out, in] of each expert, turned into the fused orientation while read."""
 
     shard: ExpertShard
 
@@ -124,8 +129,9 @@ class ExpertModules:
 
     def down(self) -> tuple[Slice, ...]:
         shard, shape, into = self.shard, (self.shard.hidden, self.shard.inner), (0, self.shard.width)
+        *_, name = shard.names
         return tuple(
-            Slice(f"{prefix}.down_proj.weight", shape, (shard.rows, shard.columns), (here, into, shard.rows), True)
+            Slice(f"{prefix}.{name}.weight", shape, (shard.rows, shard.columns), (here, into, shard.rows), True)
             for here, prefix in self._modules()
         )
 
@@ -141,8 +147,9 @@ class ExpertModules:
     def down_scale(self) -> tuple[Slice, ...]:
         """weight_scale [out, 1] of each expert -> a row of [E, H]."""
         shard, shape = self.shard, (self.shard.hidden, 1)
+        *_, name = shard.names
         return tuple(
-            Slice(f"{prefix}.down_proj.weight_scale", shape, (shard.rows, (0, 1)), (here, shard.rows), True)
+            Slice(f"{prefix}.{name}.weight_scale", shape, (shard.rows, (0, 1)), (here, shard.rows), True)
             for here, prefix in self._modules()
         )
 

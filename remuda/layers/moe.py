@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from remuda.kernels.table import KernelTable, Weighting
 from remuda.layers.base import BuildContext, Layer
-from remuda.layers.expert_shard import ExpertLayout, ExpertModules, ExpertShard, FusedExperts
+from remuda.layers.expert_shard import PROJECTIONS, ExpertLayout, ExpertModules, ExpertShard, FusedExperts, ModuleNames
 from remuda.layers.linear import ReplicatedLinear
 from remuda.layers.mlp import MLP
 from remuda.layers.quant import UNQUANTIZED, scheme_of
@@ -22,17 +22,24 @@ class Experts(Layer):
     """The routed experts of a layer: a slice of each, or some whole.
 
     ``layout`` says how the architecture's unquantized checkpoints store them, ``weighting`` what a routing weight
-    multiplies.
+    multiplies, ``names`` what the modules of an expert are called.
     """
 
     part = "routed experts"
 
-    def __init__(self, context: BuildContext, prefix: str, layout: ExpertLayout, weighting: Weighting) -> None:
+    def __init__(
+        self,
+        context: BuildContext,
+        prefix: str,
+        layout: ExpertLayout,
+        weighting: Weighting,
+        names: ModuleNames = PROJECTIONS,
+    ) -> None:
         config = context.config.moe
         assert config is not None
         self.used = config.top_k / config.num_experts
-        self.shard = ExpertShard.of(context, prefix, layout)
-        self.weights = scheme_of(context.quant, [f"{prefix}.0.gate_proj"]).experts(self.shard, context.dtype)
+        self.shard = ExpertShard.of(context, prefix, layout, names)
+        self.weights = scheme_of(context.quant, [f"{prefix}.0.{names[0]}"]).experts(self.shard, context.dtype)
         self.weighting = weighting
 
     def pack(self, kernels: KernelTable) -> None:
@@ -89,17 +96,17 @@ class SigmoidMoE(Layer):
 
 
 class SoftmaxMoE(Layer):
-    """Qwen's block: top-k of the softmax, whose weights multiply the experts' outputs; no shared expert.
+    """Mixtral's and Qwen's block: top-k of the softmax, whose weights multiply the outputs; no shared expert.
 
     The result is this rank's partial sum.
     """
 
-    def __init__(self, context: BuildContext, prefix: str) -> None:
+    def __init__(self, context: BuildContext, prefix: str, names: ModuleNames = PROJECTIONS) -> None:
         config = context.config.moe
         assert config is not None
         self.top_k, self.renormalize = config.top_k, config.renormalize
         self.router = Router(context, f"{prefix}.gate")
-        self.experts = Experts(context, f"{prefix}.experts", ExpertModules, Weighting.OUTPUT)
+        self.experts = Experts(context, f"{prefix}.experts", ExpertModules, Weighting.OUTPUT, names)
 
     def bind_own(self, kernels: KernelTable) -> None:
         self.route_softmax = kernels.route_softmax

@@ -9,7 +9,7 @@ from remuda.config.generation import with_generation_config
 from remuda.config.huggingface import open_config
 from remuda.config.model import ModelConfig
 from remuda.layers.base import BuildContext
-from remuda.models import llama, llama4, qwen3, qwen3_moe
+from remuda.models import llama, llama4, mixtral, qwen3, qwen3_moe
 from remuda.models.architecture import Architecture
 from remuda.models.interfaces import Model, SupportsPP
 from remuda.models.tiny import TinyKind
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from remuda.parallel.collectives import Communicator
 
-_FOLDERS = (llama4, llama, qwen3, qwen3_moe)
+_FOLDERS = (llama4, llama, mixtral, qwen3, qwen3_moe)
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture for folder in _FOLDERS for architecture in folder.ARCHITECTURES
 }

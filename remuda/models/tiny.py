@@ -23,6 +23,7 @@ class SpecialTokens:
     end_of_turn: str
     pad: str
     template: str  # chat template, a file in remuda/assets
+    visible: tuple[str, ...] = ()  # those that belong to the text: decoding keeps them
 
     def __getitem__(self, name: str) -> int:
         return ORDINARY_TOKENS + self.offsets[name]

@@ -102,7 +102,7 @@ def tokenizer_json(special: SpecialTokens) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": ORDINARY_TOKENS + i, "content": token, **flags, "special": token.startswith("<|")}
+            {"id": ORDINARY_TOKENS + i, "content": token, **flags, "special": token not in special.visible}
             for i, token in enumerate(special.names())
         ],
         "normalizer": None,

@@ -23,6 +23,7 @@ TOKENS = SpecialTokens(
         "<|fim_suffix|>": 18, "<tool_response>": 22, "</tool_response>": 23, "<think>": 24, "</think>": 25,
     },
     bos=None, end_of_turn="<|im_end|>", pad="<|endoftext|>", template="qwen3_chat_template.jinja",
+    visible=("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
 )  # fmt: skip
 QWEN3: Config = {
     "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": TOKENS["<|endoftext|>"],
