@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,18 @@ class CudaPeerMemory:
     """Over NVLink or PCIe peer access. `store` is a key-value store of this group alone."""
 
     def __init__(self, name: str, store: Any, rank: int, size: int, device: torch.device) -> None:
-        from torch._C._distributed_c10d import _SymmetricMemory
+        from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
 
         self.rank, self.size, self.device = rank, size, device
         self._name = name
         self._store = store
         self._memory = _SymmetricMemory
         self._made = 0
-        _SymmetricMemory.set_group_info(name, rank, size, store)
+        # Its rendezvous takes rank, size and store from a process group that is registered by name; this one does
+        # nothing else, and must live as long as the name.
+        self._group = dist.ProcessGroup(store, rank, size)
+        self._group._set_group_name(name)
+        _register_process_group(name, self._group)
 
     @staticmethod
     def reaches(devices: list[int]) -> bool:
@@ -58,7 +63,7 @@ class CudaPeerMemory:
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> PeerBuffer:
         strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         own = self._memory.empty_strided_p2p(shape, strides, dtype, self.device, self._name)
-        handle = self._memory.rendezvous(own)
+        handle = self._memory.rendezvous(own, self._name)
         offset = own.data_ptr() - handle.buffer_ptrs[self.rank]
         addresses = tuple(pointer + offset for pointer in handle.buffer_ptrs)
         own.fill_(fill)
