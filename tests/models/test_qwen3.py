@@ -118,52 +118,49 @@ def test_a_checkpoint_that_transformers_has_saved_again(tiny: Callable[[str], Pa
 
 SHARED = PROMPT[:40]
 PROMPTS = [SHARED + PROMPT[40:50], SHARED + PROMPT[60:67], PROMPT[100:120]]
-SETTINGS: list[tuple[str, dict[str, Any]]] = [
-    ("qwen3", {"pipeline_parallel_size": 3, "max_num_batched_tokens": 7, "max_num_seqs": 4}),
-    ("qwen3", {"tensor_parallel_size": 2}),
-    ("qwen3-moe", {"max_num_batched_tokens": 16, "max_num_seqs": 4}),
-    ("qwen3-moe", {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "enable_expert_parallel": True}),
+WINDOW = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2}
+SERVED: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
+    ("qwen3", {}, [{"pipeline_parallel_size": 3, "max_num_batched_tokens": 7, "max_num_seqs": 4}]),
+    ("qwen3", WINDOW, [{"max_num_batched_tokens": 16, "max_num_seqs": 4}]),
+    (
+        "qwen3-moe",
+        {},
+        [{}, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "enable_expert_parallel": True}],
+    ),
 ]
 
 
-@pytest.fixture(scope="module")
-def greedy(tiny: Callable[[str], Path]) -> Callable[[str], list[tuple[list[int], list[float]]]]:
-    """kind -> transformers' twelve tokens after each of PROMPTS, with their log-probabilities."""
-    known: dict[str, list[tuple[list[int], list[float]]]] = {}
-
-    def complete(model: Any, prompt: list[int]) -> tuple[list[int], list[float]]:
+def greedy(path: Path) -> list[tuple[list[int], list[float]]]:
+    """transformers' twelve tokens after each of PROMPTS, with their log-probabilities."""
+    model, answers = load_reference(path), []
+    for prompt in PROMPTS:
         ids, scores = list(prompt), []
         for _ in range(12):
             best = reference_logits(model, ids)[-1].log_softmax(-1).max(-1)
             ids.append(int(best.indices))
             scores.append(float(best.values))
-        return ids[len(prompt) :], scores
-
-    def compute(kind: str) -> list[tuple[list[int], list[float]]]:
-        if kind not in known:
-            model = load_reference(tiny(kind))
-            known[kind] = [complete(model, prompt) for prompt in PROMPTS]
-        return known[kind]
-
-    return compute
+        answers.append((ids[len(prompt) :], scores))
+    return answers
 
 
-@pytest.mark.parametrize(("kind", "settings"), SETTINGS, ids=str)
-def test_greedy_texts_twice_the_second_time_from_the_prefix_cache(
-    tiny: Callable[[str], Path],
-    greedy: Callable[[str], list[tuple[list[int], list[float]]]],
-    kind: str,
-    settings: dict[str, Any],
-) -> None:
+def check_answers(llm: LLM, expected: list[tuple[list[int], list[float]]]) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=12, logprobs=1, ignore_eos=True)
-    prompts: list[Any] = [{"prompt_token_ids": ids} for ids in PROMPTS]
-    with LLM(str(tiny(kind)), dtype="float32", max_model_len=256, kv_cache_memory_bytes=16 << 20, **settings) as llm:
-        for _ in range(2):
-            for output, (tokens, scores) in zip(
-                llm.generate(prompts, params, use_tqdm=False), greedy(kind), strict=True
-            ):
-                answer = output.outputs[0]
-                assert list(answer.token_ids) == tokens
-                got = [step[token].logprob for step, token in zip(answer.logprobs, tokens, strict=True)]
-                assert got == pytest.approx(scores, abs=1e-4)
-        assert llm.stats().prefix_hits_tokens > 0
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], params, use_tqdm=False)
+    for output, (tokens, scores) in zip(outputs, expected, strict=True):
+        answer = output.outputs[0]
+        assert list(answer.token_ids) == tokens
+        got = [step[token].logprob for step, token in zip(answer.logprobs, tokens, strict=True)]
+        assert got == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "changes", "layouts"), SERVED, ids=str)
+def test_greedy_texts_twice_the_second_time_from_the_prefix_cache(
+    tmp_path: Path, kind: str, changes: dict[str, Any], layouts: list[dict[str, Any]]
+) -> None:
+    make_tiny(kind, tmp_path, text={"num_hidden_layers": 4} | changes)
+    expected = greedy(tmp_path)
+    for layout in layouts:
+        with LLM(str(tmp_path), dtype="float32", max_model_len=256, kv_cache_memory_bytes=16 << 20, **layout) as llm:
+            check_answers(llm, expected)
+            check_answers(llm, expected)
+            assert llm.stats().prefix_hits_tokens > 0
