@@ -51,9 +51,10 @@ class CudaPeerMemory:
         self._made = 0
         # Its rendezvous takes rank, size and store from a process group that is registered by name; this one does
         # nothing else, and must live as long as the name.
+        group_name: Any = name  # newer versions of torch have a type for it
         self._group = dist.ProcessGroup(store, rank, size)
-        self._group._set_group_name(name)
-        _register_process_group(name, self._group)
+        self._group._set_group_name(group_name)
+        _register_process_group(group_name, self._group)
 
     @staticmethod
     def reaches(devices: list[int]) -> bool:
