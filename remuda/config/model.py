@@ -76,6 +76,7 @@ class WeightFormat(StrEnum):
     PLAIN = "plain"  # one tensor of floats
     FP8_CHANNEL = "fp8-channel"  # float8_e4m3fn beside one scale per output channel (compressed-tensors)
     FP8_ONLINE = "fp8-online"  # floats, of which FP8_CHANNEL is made while they are read
+    INT4_GROUP = "int4-group"  # eight 4-bit integers in an int32, a scale per group of inputs (compressed-tensors)
 
 
 class QuantConfig(msgspec.Struct, frozen=True):
@@ -83,6 +84,7 @@ class QuantConfig(msgspec.Struct, frozen=True):
 
     format: WeightFormat
     ignore: tuple[str, ...]
+    group_size: int = 0  # inputs that share a scale, where the format has groups; 0: all of a module's
 
 
 class ModelConfig(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from remuda.kernels.table import AttentionKernels, HeadLayout, KernelTable
+from remuda.kernels.table import AttentionKernels, Experts, HeadLayout, KernelTable
 from remuda.protocol.errors import ConfigError
 
 
@@ -25,8 +25,11 @@ def torch_table() -> KernelTable:
     """Torch operations: any device and dtype, from the first moment on."""
     from remuda.kernels.activation.torch import gelu, silu_mul
     from remuda.kernels.attention.torch import paged_attention
+    from remuda.kernels.linear.int4 import Int4Linear
     from remuda.kernels.linear.torch import Linear
-    from remuda.kernels.moe.torch import Experts, route_sigmoid, route_softmax
+    from remuda.kernels.moe.int4 import Int4Experts
+    from remuda.kernels.moe.torch import Experts as TorchExperts
+    from remuda.kernels.moe.torch import route_sigmoid, route_softmax
     from remuda.kernels.norm.torch import add_rms_norm, layer_norm, rms_norm
     from remuda.kernels.rotary.torch import RopeAngles, query_temperature, rope_kv
     from remuda.kernels.vision.torch import embed_patches, patch_angles, patch_rows, tile_attention
@@ -47,7 +50,9 @@ def torch_table() -> KernelTable:
         route_sigmoid=route_sigmoid,
         route_softmax=route_softmax,
         make_linear=Linear,
-        make_experts=Experts,
+        make_experts=TorchExperts,
+        make_int4_linear=Int4Linear,
+        make_int4_experts=Int4Experts,
         repack_linear=lambda linear: linear,
         repack_experts=lambda experts: experts,
         patch_rows=patch_rows,
@@ -93,7 +98,8 @@ def cuda_table() -> KernelTable:
     from remuda.kernels.activation.triton import silu_mul
     from remuda.kernels.attention.triton import paged_attention, serves
     from remuda.kernels.linear.cuda import make_linear
-    from remuda.kernels.moe.triton import Experts, route_sigmoid, route_softmax
+    from remuda.kernels.moe.triton import Experts as TritonExperts
+    from remuda.kernels.moe.triton import route_sigmoid, route_softmax
     from remuda.kernels.norm.triton import add_rms_norm, rms_norm
     from remuda.kernels.rotary.triton import rope_kv
 
@@ -113,5 +119,11 @@ def cuda_table() -> KernelTable:
         route_sigmoid=route_sigmoid,
         route_softmax=route_softmax,
         make_linear=make_linear,
-        make_experts=Experts,
+        make_experts=TritonExperts,
+        make_int4_experts=_no_int4_experts,
     )
+
+
+def _no_int4_experts(*_: object) -> Experts:
+    """Torch's wait for the host, which a GPU's decode graphs cannot hold."""
+    raise ConfigError("experts of 4-bit weights run on CPU only so far: use --device cpu, or an FP8 checkpoint")

@@ -182,6 +182,11 @@ class KernelTable:
     route_softmax: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
     make_linear: MakeLinear
     make_experts: MakeExperts
+    # Of 4-bit weights, eight values in an int32 word and a scale per group of inputs (`linear/int4.py`):
+    # (words_NW, scale_NG, bias_N | None, gated)
+    make_int4_linear: Callable[[Tensor, Tensor, Tensor | None, bool], Linear]
+    # (words and scales of gate_up [E, 2I, H], of down [E, H, I], weighting)
+    make_int4_experts: Callable[[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Weighting], Experts]
     # From what another table on this device packed to what this one prefers, which may be the same object. The caller
     # drops the former, so that its memory returns.
     repack_linear: Callable[[Linear], Linear]

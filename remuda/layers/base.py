@@ -64,6 +64,14 @@ class BuildContext:
         part = size // self.tp_size
         return self.tp_rank * part, (self.tp_rank + 1) * part
 
+    def check_cut(self, inputs: tuple[int, int], together: int, module: str) -> None:
+        """A rank's [start, stop) of the inputs of `module` must keep those together that share a scale.
+
+        Raises CannotCut.
+        """
+        if inputs[0] % together or inputs[1] % together:
+            raise CannotCut(self.tp_size, f"it cuts through a group of {together} inputs of {module}")
+
 
 class Layer:
     """Base of layers and models.

@@ -79,6 +79,10 @@ class ExpertShard:
         """All of the hidden size."""
         return 0, self.hidden
 
+    def modules(self) -> list[tuple[tuple[int, int], str]]:
+        """Each owned expert's place in this rank's tensors and its module name."""
+        return [((place, place + 1), f"{self.prefix}.{expert}") for place, expert in enumerate(self.owned)]
+
     def halves(self) -> tuple[tuple[str, int, tuple[int, int]], ...]:
         """(projection, its first column in the fused tensor, its columns in this rank's gate_up)."""
         gate, up, _ = self.names
@@ -123,7 +127,7 @@ class ExpertModules:
         shard, shape = self.shard, (self.shard.inner, self.shard.hidden)
         return tuple(
             Slice(f"{prefix}.{name}.weight", shape, (shard.columns, shard.rows), (here, shard.rows, into), True)
-            for here, prefix in self._modules()
+            for here, prefix in shard.modules()
             for name, _, into in shard.halves()
         )
 
@@ -132,7 +136,7 @@ class ExpertModules:
         *_, name = shard.names
         return tuple(
             Slice(f"{prefix}.{name}.weight", shape, (shard.rows, shard.columns), (here, into, shard.rows), True)
-            for here, prefix in self._modules()
+            for here, prefix in shard.modules()
         )
 
     def gate_up_scale(self) -> tuple[Slice, ...]:
@@ -140,7 +144,7 @@ class ExpertModules:
         shard, shape = self.shard, (self.shard.inner, 1)
         return tuple(
             Slice(f"{prefix}.{name}.weight_scale", shape, (shard.columns, (0, 1)), (here, into), True)
-            for here, prefix in self._modules()
+            for here, prefix in shard.modules()
             for name, _, into in shard.halves()
         )
 
@@ -150,10 +154,5 @@ class ExpertModules:
         *_, name = shard.names
         return tuple(
             Slice(f"{prefix}.{name}.weight_scale", shape, (shard.rows, (0, 1)), (here, shard.rows), True)
-            for here, prefix in self._modules()
+            for here, prefix in shard.modules()
         )
-
-    def _modules(self) -> list[tuple[tuple[int, int], str]]:
-        """Each owned expert's place in this rank's tensors and its module name."""
-        prefix = self.shard.prefix
-        return [((place, place + 1), f"{prefix}.{expert}") for place, expert in enumerate(self.shard.owned)]

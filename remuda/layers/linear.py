@@ -31,6 +31,7 @@ class Linear(Layer):
     ) -> None:
         shard = LinearShard(tuple(pieces))
         scheme = scheme or scheme_of(context.quant, [piece.module for piece in pieces])
+        context.check_cut(pieces[0].inputs, scheme.inputs_together, pieces[0].module)
         self.weights = scheme.linear(shard, context.dtype)
         self.bias = Parameter((shard.outputs,), context.dtype, shard.bias) if bias else None
         self.outputs = shard.outputs

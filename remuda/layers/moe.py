@@ -39,7 +39,9 @@ class Experts(Layer):
         assert config is not None
         self.used = config.top_k / config.num_experts
         self.shard = ExpertShard.of(context, prefix, layout, names)
-        self.weights = scheme_of(context.quant, [f"{prefix}.0.{names[0]}"]).experts(self.shard, context.dtype)
+        scheme = scheme_of(context.quant, [f"{prefix}.0.{names[0]}"])
+        context.check_cut(self.shard.columns, scheme.inputs_together, f"{prefix}.0.{names[-1]}")
+        self.weights = scheme.experts(self.shard, context.dtype)
         self.weighting = weighting
 
     def pack(self, kernels: KernelTable) -> None:

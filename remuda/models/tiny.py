@@ -81,6 +81,15 @@ class Float8:
 
 
 @dataclass(frozen=True)
+class Int4:
+    """Which linear modules are stored as packed 4-bit integers with a scale per group of inputs, likewise."""
+
+    tensors: str
+    ignore: tuple[str, ...]
+    group_size: int
+
+
+@dataclass(frozen=True)
 class TinyKind:
     """One kind of tiny checkpoint."""
 
@@ -88,7 +97,7 @@ class TinyKind:
     config: Callable[[Config, Config], Config]  # (changes of the text config, of the vision config) -> config.json
     tensors: Callable[[Config], Tensors]  # of that config
     tokens: SpecialTokens
-    float8: Float8 | None = None
+    quantized: Float8 | Int4 | None = None
     files: Callable[[Config], dict[str, Config]] = lambda config: {}  # more JSON files of that config
 
 

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 
 from remuda.models.registry import TINY_KINDS
-from remuda.models.tiny import Config, SpecialTokens, TinyKind
+from remuda.models.tiny import Config, Float8, Int4, SpecialTokens, TinyKind
 from remuda.protocol.errors import ConfigError
-from remuda.tiny.float8 import fp8_config, quantize, unquantized_linears
+from remuda.tiny import float8, int4
 from remuda.tiny.tensors import draw
 from remuda.tiny.tokenizer import tokenizer_json
 from remuda.weights.checkpoint import INDEX_FILE, SINGLE_FILE
 
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
+_DTYPE_NAMES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3",
+    torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
 
 Tensors = list[tuple[str, torch.Tensor]]
 
@@ -57,10 +60,14 @@ def make_tiny(
 def _build(kind: TinyKind, seed: int, text: Config, vision: Config) -> tuple[Config, Tensors]:
     config = kind.config(text, vision)
     named = draw(kind.tensors(config), seed)
-    if kind.float8 is None:
-        return config, list(named)
-    quantized = list(quantize(named, kind.float8))
-    return fp8_config(config, list(kind.float8.ignore) or unquantized_linears(quantized)), quantized
+    match kind.quantized:
+        case None:
+            return config, list(named)
+        case Int4() as layout:
+            return int4.int4_config(config, layout), list(int4.quantize(named, layout))
+        case Float8() as layout:
+            quantized = list(float8.quantize(named, layout))
+            return float8.fp8_config(config, list(layout.ignore) or float8.unquantized_linears(quantized)), quantized
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -30,6 +30,8 @@ def make_parameters(
             tensor.fill_(1.0)
         elif parameter.dtype == "float32" and dtype != "float32":  # scales of what is quantized
             fill_scale_(tensor, _STD)
+        elif not tensor.is_floating_point():  # packed integers: any bits will do
+            tensor.random_(-(1 << 31), 1 << 31, generator=generator)
         else:
             fill_weight_(tensor, _STD, generator)
         parameter.fill(tensor)

@@ -9,11 +9,14 @@ from remuda.config.model import QuantConfig, WeightFormat
 from remuda.config.quant import QuantRule
 from remuda.kernels.select import torch_table
 from remuda.kernels.table import Weighting
+from remuda.layers.base import BuildContext, CannotCut
 from remuda.layers.expert_shard import ExpertLayout, ExpertModules, ExpertShard, FusedExperts
 from remuda.layers.quant import UNQUANTIZED, scheme_of
 from remuda.layers.quant.compressed_tensors import ChannelFp8
+from remuda.layers.quant.int4 import Int4
 from remuda.layers.quant.online_fp8 import OnlineFp8
 from remuda.layers.quant.scheme import LinearShard, Piece, Scheme
+from remuda.parallel.topology import Topology
 from remuda.weights.parameter import Parameter
 
 TABLE = torch_table()
@@ -102,6 +105,43 @@ def test_float8_made_while_loading_takes_half_the_memory_and_is_near(layout: Exp
     x_TK = torch.randn(2, 4)
     near, want_TN = linear.make(TABLE, None, gated=False)(x_TK), x_TK @ weight_NK.T
     assert 0 < (near - want_TN).norm() < 0.06 * want_TN.norm()
+
+
+def words(values_NK: torch.Tensor) -> torch.Tensor:
+    """-8 ... 7 packed as the format says, value by value."""
+    packed = [[sum((v + 8) << 4 * i for i, v in enumerate(row[at : at + 8])) for at in range(0, len(row), 8)]
+              for row in values_NK.tolist()]  # fmt: skip
+    return torch.tensor(packed).to(torch.int32)
+
+
+@pytest.mark.parametrize(("group_size", "groups"), [(16, (1, 3)), (0, (0, 1))])
+def test_packed_integers_keep_whole_groups_of_a_ranks_inputs(group_size: int, groups: tuple[int, int]) -> None:
+    """A rank with inputs 16 to 48 of 64."""
+    scheme = Int4(group_size)
+    stack = LinearShard((Piece("a", (6, 64), (0, 2), (16, 48)), Piece("b", (6, 64), (4, 6), (16, 48))))
+    linear = scheme.linear(stack, "float32")
+    packed, scale = linear.parameters()
+    assert (packed.shape, packed.dtype, scale.shape) == ((4, 4), "int32", (4, groups[1] - groups[0]))
+    assert [(p.source, p.shape, p.region) for p in packed.slices] == [
+        ("a.weight_packed", (6, 8), ((0, 2), (2, 6))), ("b.weight_packed", (6, 8), ((4, 6), (2, 6))),
+    ]  # fmt: skip
+    assert [p.region[1] for p in scale.slices] == [groups] * 2 and scale.slices[0].shape == (
+        6,
+        64 // (group_size or 64),
+    )
+    values_NK, scale_NG = torch.randint(-8, 8, (4, 32)), torch.rand(scale.shape) + 0.5
+    packed.fill(words(values_NK))
+    scale.fill(scale_NG)
+    weight_NK = values_NK * scale_NG.repeat_interleave(32 // scale_NG.shape[1], dim=1)
+    x_TK = torch.randn(3, 32)
+    assert torch.allclose(linear.make(TABLE, None, gated=False)(x_TK), x_TK @ weight_NK.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rank_that_would_get_part_of_a_group_is_refused() -> None:
+    context = BuildContext(None, Topology(4, 1, 1, 0, 0, 1, 1), None, "cpu")  # type: ignore[arg-type]
+    context.check_cut((16, 48), 16, "o_proj")
+    with pytest.raises(CannotCut, match="cuts through a group of 32 inputs of o_proj"):
+        context.check_cut((16, 48), 32, "o_proj")
 
 
 def test_slices_are_made_for_the_loader_only() -> None:

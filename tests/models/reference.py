@@ -1,4 +1,4 @@
-"""transformers' own model on a checkpoint of ours; FP8 experts are dequantized and fused for it."""
+"""transformers' own model on a checkpoint of ours; quantized weights are widened and experts fused for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ def _dequantized(path: Path) -> dict[str, torch.Tensor]:
     stored = {name: tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()}
     result = {}
     for name, tensor in stored.items():
-        if not name.endswith("_scale"):
+        if name.endswith("_packed"):
+            module, scale = name.removesuffix("_packed"), stored[name.replace("_packed", "_scale")].float()
+            values = torch.stack([(tensor >> 4 * i & 15) - 8 for i in range(8)], dim=-1).flatten(1)
+            result[module] = values * scale.repeat_interleave(values.shape[1] // scale.shape[1], dim=1)
+        elif not name.endswith(("_scale", "_shape")):
             scale = stored.get(f"{name}_scale")
             result[name] = tensor.float() if scale is None else tensor.float() * scale.float()
     return result

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from remuda.config.model import ImageTokens, ModelConfig, MoEConfig, RopeScaling
+from remuda.config.model import ImageTokens, ModelConfig, MoEConfig, QuantConfig, RopeScaling, WeightFormat
 from remuda.kv.specs import ChunkedLocal, FullAttention
 from remuda.models.llama.tiny import llama3_config
 from remuda.models.llama4.tiny import maverick_config, maverick_text_config, scout_config
 from remuda.models.registry import read_model_config
+from remuda.models.tiny import Int4
 from remuda.protocol.errors import ConfigError
 from remuda.tiny.float8 import fp8_config
+from remuda.tiny.int4 import int4_config
 
 Edit = Callable[[dict[str, Any]], object]
 MAVERICK = maverick_config({}, {}) | {"torch_dtype": "bfloat16"}
@@ -133,6 +135,13 @@ def test_fp8_with_both_styles_of_ignore(tmp_path: Path) -> None:
         assert quant is not None and quant.ignore == tuple(ignore)
 
 
+def test_packed_integers_with_groups_or_a_scale_per_output(tmp_path: Path) -> None:
+    config = int4_config(MAVERICK, Int4("", ("lm_head",), 128))
+    assert read(tmp_path, config).quant == QuantConfig(WeightFormat.INT4_GROUP, ("lm_head",), 128)
+    config["quantization_config"]["config_groups"]["group_0"]["weights"] |= {"strategy": "channel", "group_size": None}
+    assert read(tmp_path, config).quant == QuantConfig(WeightFormat.INT4_GROUP, ("lm_head",), 0)
+
+
 @pytest.mark.parametrize(
     "field",
     ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "rms_norm_eps", "intermediate_size",
@@ -147,6 +156,14 @@ def fp8(change: Edit) -> Edit:
     def edit(config: dict[str, Any]) -> None:
         config.update(fp8_config(config, []))
         change(config["quantization_config"])
+
+    return edit
+
+
+def int4(**changes: object) -> Edit:
+    def edit(config: dict[str, Any]) -> None:
+        config.update(int4_config(config, Int4("", (), 128)))
+        config["quantization_config"]["config_groups"]["group_0"]["weights"].update(changes)
 
     return edit
 
@@ -174,7 +191,12 @@ def fp8(change: Edit) -> Edit:
         (lambda c: c["vision_config"].update(image_size=85), "must be a multiple of patch_size"),
         (lambda c: c["vision_config"].update(intermediate_size=100), "the pixel-shuffled width"),
         (fp8(lambda q: q.update(quant_method="awq")), "'awq' (format 'float-quantized') is not supported"),
-        (fp8(lambda q: q.update(format="pack-quantized")), "is not supported"),
+        (fp8(lambda q: q.update(format="pack-quantized")), "supported: 4-bit int, per group or channel, symmetric"),
+        (fp8(lambda q: q.update(format="mixed-precision")), "float-quantized or pack-quantized"),
+        (int4(symmetric=False), "symmetric"),
+        (int4(num_bits=8), "4-bit int"),
+        (int4(actorder="group"), "reordered inputs"),
+        (int4(group_size=12), "multiple of 8"),
         (fp8(lambda q: q.update(kv_cache_scheme={"num_bits": 8})), "quantized KV caches are not supported"),
         (fp8(lambda q: q["config_groups"]["group_0"]["weights"].update(strategy="tensor")), "per channel"),
         (fp8(lambda q: q["config_groups"]["group_0"].update(targets=["re:.*"])), 'must be ["Linear"]'),

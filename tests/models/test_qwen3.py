@@ -97,6 +97,14 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize("layout", [{"tp": 4, "partition": (1, 5)}, {"tp": 2, "ep": True}], ids=str)
+def test_packed_integers_over_ranks(
+    tiny: Callable[[str], Path], expected: Callable[[str], torch.Tensor], layout: dict[str, Any]
+) -> None:
+    kind = "qwen3-moe-int4"
+    assert (in_pieces(Replica(tiny(kind), **layout), "a", [50, 89, 1]) - expected(kind)).abs().max() < TOLERANCE
+
+
 @pytest.mark.parametrize(("kind", "changes"), CHANGES, ids=str)
 def test_variants(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
     make_tiny(kind, tmp_path, text={"num_hidden_layers": 4} | changes)

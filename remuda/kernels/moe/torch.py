@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 
 from remuda.kernels.activation.torch import silu_mul
@@ -23,19 +25,10 @@ def route_softmax(logits_TE: torch.Tensor, top_k: int, renormalize: bool) -> tup
     return expert_Tk, weight_Tk.div_(weight_Tk.sum(-1, keepdim=True)) if renormalize else weight_Tk
 
 
-class Experts:
-    """Keeps the weights as the checkpoint has them."""
+class RoutedExperts:
+    """One expert after the other, each with all its tokens."""
 
-    def __init__(
-        self,
-        gate_up_EH2I: torch.Tensor,
-        down_EIH: torch.Tensor,
-        scales: tuple[torch.Tensor, torch.Tensor] | None = None,
-        weighting: Weighting = Weighting.INPUT,
-    ) -> None:
-        self.gate_up_EH2I = gate_up_EH2I
-        self.down_EIH = down_EIH
-        self.scales = scales
+    def __init__(self, weighting: Weighting) -> None:
         self.weighting = weighting
 
     def __call__(self, x_TH: torch.Tensor, expert_Tk: torch.Tensor, weight_Tk: torch.Tensor) -> torch.Tensor:
@@ -59,6 +52,25 @@ class Experts:
         if self.weighting is Weighting.INPUT:
             return self._expert(expert, x_RH * weight_R1)
         return self._expert(expert, x_RH) * weight_R1
+
+    @abstractmethod
+    def _expert(self, expert: int, x_RH: torch.Tensor) -> torch.Tensor: ...
+
+
+class Experts(RoutedExperts):
+    """Keeps the weights as the checkpoint has them."""
+
+    def __init__(
+        self,
+        gate_up_EH2I: torch.Tensor,
+        down_EIH: torch.Tensor,
+        scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+        weighting: Weighting = Weighting.INPUT,
+    ) -> None:
+        super().__init__(weighting)
+        self.gate_up_EH2I = gate_up_EH2I
+        self.down_EIH = down_EIH
+        self.scales = scales
 
     def _expert(self, expert: int, x_RH: torch.Tensor) -> torch.Tensor:
         dtype = x_RH.dtype

@@ -23,6 +23,8 @@ _FP8, _SCALE = "float8_e4m3fn", "float32"
 
 
 class ChannelFp8:
+    inputs_together = 1
+
     def linear(self, shard: LinearShard, dtype: str) -> LinearWeights:
         return _Linear(shard)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 class OnlineFp8:
+    inputs_together = 1
+
     def linear(self, shard: LinearShard, dtype: str) -> LinearWeights:
         return _Linear(shard, dtype)
 

@@ -53,23 +53,23 @@ class LinearShard:
         """weight [outputs, inputs] of each module -> its rows of [N, K]."""
         return tuple(
             Slice(f"{piece.module}.weight", piece.shape, (piece.outputs, piece.inputs), (rows, (0, self.inputs)))
-            for piece, rows in self._stacked()
+            for piece, rows in self.stacked()
         )
 
     def bias(self) -> tuple[Slice, ...]:
         """bias [outputs] of each module -> its part of [N]."""
         return tuple(
-            Slice(f"{piece.module}.bias", piece.shape[:1], (piece.outputs,), (rows,)) for piece, rows in self._stacked()
+            Slice(f"{piece.module}.bias", piece.shape[:1], (piece.outputs,), (rows,)) for piece, rows in self.stacked()
         )
 
     def channel_scale(self) -> tuple[Slice, ...]:
         """weight_scale [outputs, 1] of each module -> its rows of [N, 1]."""
         return tuple(
             Slice(f"{piece.module}.weight_scale", (piece.shape[0], 1), (piece.outputs, (0, 1)), (rows, (0, 1)))
-            for piece, rows in self._stacked()
+            for piece, rows in self.stacked()
         )
 
-    def _stacked(self) -> list[tuple[Piece, tuple[int, int]]]:
+    def stacked(self) -> list[tuple[Piece, tuple[int, int]]]:
         """Each piece and the rows of W that it fills."""
         row = 0
         return [(piece, (row, row := row + piece.rows)) for piece in self.pieces]
@@ -93,6 +93,8 @@ class ExpertWeights(Layer):
 
 class Scheme(Protocol):
     """One format of weights. `dtype` is what is computed in."""
+
+    inputs_together: int  # a rank's inputs begin and end at multiples of it
 
     def linear(self, shard: LinearShard, dtype: str) -> LinearWeights: ...
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class Unquantized:
+    inputs_together = 1
+
     def linear(self, shard: LinearShard, dtype: str) -> LinearWeights:
         return _Linear(shard, dtype)
 

@@ -8,6 +8,7 @@ from remuda.models.tiny import (
     Embedding,
     Float8,
     Head,
+    Int4,
     Router,
     Tensors,
     TinyKind,
@@ -44,10 +45,23 @@ def _tensors(config: Config) -> Tensors:
     yield Head("lm_head.weight", (vocab, hidden), TOKENS[TOKENS.end_of_turn])
 
 
-_LINEAR = Float8(r".*\.(self_attn|mlp)\..*_proj\.weight", ignore=("re:.*mlp.gate$", "re:.*lm_head"))
+_LINEAR, _IGNORE = r".*\.(self_attn|mlp)\..*_proj\.weight", ("re:.*mlp.gate$", "re:.*lm_head")
 KINDS = {
     "qwen3-moe": TinyKind(
         "Qwen3-MoE: two of eight experts in every layer, QK norm with weights", qwen3_moe_config, _tensors, TOKENS
     ),
-    "qwen3-moe-fp8": TinyKind("the same, all but router and head in FP8", qwen3_moe_config, _tensors, TOKENS, _LINEAR),
+    "qwen3-moe-fp8": TinyKind(
+        "the same, all but router and head in FP8",
+        qwen3_moe_config,
+        _tensors,
+        TOKENS,
+        Float8(_LINEAR, _IGNORE),
+    ),
+    "qwen3-moe-int4": TinyKind(
+        "the same in packed 4-bit integers, a scale per 32 inputs",
+        qwen3_moe_config,
+        _tensors,
+        TOKENS,
+        Int4(_LINEAR, _IGNORE, 32),
+    ),
 }
