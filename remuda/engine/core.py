@@ -51,7 +51,7 @@ class EngineCore:
         self._block_size = config.cache.block_size
         wanted = start.plans_in_flight
         self._immediate = wanted == 1  # a plan runs inside `submit`: planning ahead of it would only delay tokens
-        self._depth = config.scheduler.steps_in_flight or wanted or self.scheduler.steps_in_flight
+        self._max_in_flight = config.scheduler.steps_in_flight or wanted or self.scheduler.steps_in_flight
         self._sequences: dict[str, Sequence] = {}
         self._in_flight: deque[ScheduledStep] = deque()
         self._arrivals = 0
@@ -93,7 +93,7 @@ class EngineCore:
     def _launch(self) -> None:
         """Have as many plans in flight as the pipeline takes."""
         try:
-            while len(self._in_flight) < self._depth:
+            while len(self._in_flight) < self._max_in_flight:
                 scheduled = self.scheduler.schedule()
                 if scheduled is None:
                     assert self._in_flight or not self._sequences, "the scheduler is stuck"

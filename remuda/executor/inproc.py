@@ -1,7 +1,7 @@
 """World size 1: the rank lives in this process.
 
-On a CPU a plan runs inside `submit`. A device that computes beside its host has up to `depth` plans to do; the host
-sees to the oldest in `poll`.
+On a CPU a plan runs inside `submit`. A device that computes beside its host has up to `max_launched` plans to do;
+the host sees to the oldest in `poll`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class InprocExecutor:
         progress(PhaseProgress(0, "self-test", 1, 1))
         self._worker = worker
         self._inference_mode = torch.inference_mode
-        return StartReport(pages, [report], plans_in_flight=worker.runner.depth)
+        return StartReport(pages, [report], plans_in_flight=worker.runner.max_launched)
 
     def submit(self, plan: StepPlan) -> None:
         worker = self._worker

@@ -12,8 +12,8 @@ buffer, in the device's own order. This holds for every runner:
 - a step is launched before the next one is prepared or admitted, so `prepare` and `launch` may read `BatchState`;
 - `launch` also sends: hidden states to the next stage, tokens to the first, in the order of plans. Which collectives
   run, and in which order, follows from plans alone, never from timing, because TP ranks must agree on it;
-- up to `depth` steps are launched and not finished. While a runner says `may_launch_ahead`, the next step is launched
-  before the oldest is finished.
+- up to `max_launched` steps are launched and not finished. While a runner says `may_launch_ahead`, the next step is
+  launched before the oldest is finished.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Run = TypeVar("Run")  # a runner's own record of one step with rows
 class Runner(Protocol[Run]):
     """One device of one rank. Life: `load`, `allocate`, then any number of steps, `close`. All under inference_mode."""
 
-    depth: int  # steps that may be launched and not finished; 1: the device computes inside `launch`
+    max_launched: int  # steps that may be launched and not finished; 1: the device computes inside `launch`
 
     # ------------------------------------------------------------------------------------------------ start-up
 

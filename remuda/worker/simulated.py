@@ -131,7 +131,7 @@ class SimulatedRunner(CpuRunner):
         super().__init__(config, topology, groups)
         # Finishing takes a while where tokens are chosen. TP ranks never launch ahead: they run their collectives in
         # one order, which timing must not decide.
-        self.depth = 2 if topology.is_last_stage and topology.tp_size == 1 and groups.link is not None else 1
+        self.max_launched = 2 if topology.is_last_stage and topology.tp_size == 1 and groups.link is not None else 1
         self._launched: deque[_Launched] = deque()
 
     def _build(self) -> Model:
@@ -147,7 +147,7 @@ class SimulatedRunner(CpuRunner):
 
     def may_launch_ahead(self, launched: Sequence[CpuRun]) -> bool:
         """If the inputs have come: waiting for them must not keep the host from what it has to pass on."""
-        if len(launched) >= self.depth or self.depth == 1:
+        if len(launched) >= self.max_launched or self.max_launched == 1:
             return False
         if self._launched:
             self._launched[0].wait()

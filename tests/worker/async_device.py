@@ -126,7 +126,7 @@ class AsyncRun:
 class AsyncRunner:
     """A runner as one for a GPU has to be: see `worker/runner.py`."""
 
-    depth = 2
+    max_launched = 2
 
     def __init__(self, config: EngineConfig, topology: Topology, groups: Groups) -> None:
         self._config, self._topology, self._groups = config, topology, groups
@@ -175,7 +175,7 @@ class AsyncRunner:
         )
 
     def may_launch_ahead(self, launched: Sequence[AsyncRun]) -> bool:
-        return len(launched) < self.depth
+        return len(launched) < self.max_launched
 
     def launch(self, run: AsyncRun) -> None:
         topology, link, step = self._topology, self._link, run.plan.step

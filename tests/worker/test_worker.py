@@ -59,7 +59,7 @@ def test_a_device_has_its_next_step_before_the_host_waits_for_the_last(runner: A
     most = 0
     for _ in overlapped(worker, plans):
         most = max(most, len(worker.launched) + 1)
-    assert most == worker.runner.depth
+    assert most == worker.runner.max_launched
 
 
 def admit(slot: int, tokens: list[int], pages: list[list[int]], prompt_len: int = 0, **sampling: object) -> NewSequence:

@@ -52,7 +52,7 @@ class CpuRun:
 class CpuRunner:
     """See `worker/runner.py`."""
 
-    depth = 1
+    max_launched = 1
 
     def __init__(self, config: EngineConfig, topology: Topology, groups: Groups) -> None:
         self._config = config

@@ -62,7 +62,7 @@ class CudaRunner:
         self._link = cast("DeviceLink | None", groups.link)
         self._device = device
         self._dtype = compute_dtype(config.model)
-        self.depth = 2 if topology.pp_size == 1 else topology.pp_size + 1
+        self.max_launched = 2 if topology.pp_size == 1 else topology.pp_size + 1
         self.model: Model
 
     # ------------------------------------------------------------------------------------------------ start-up
@@ -124,7 +124,7 @@ class CudaRunner:
         return CudaRun(plan, rows, wanted, due)
 
     def may_launch_ahead(self, launched: Sequence[CudaRun]) -> bool:
-        return len(launched) < self.depth
+        return len(launched) < self.max_launched
 
     def launch(self, run: CudaRun) -> None:
         self._resident.grant(run.plan)
