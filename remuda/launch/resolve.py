@@ -23,7 +23,9 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     hub = HubOptions(options["revision"], options["download_dir"], options["hf_token"])
     source = find_model(options["model"], hub)
     config = resolve(options, read_model_config(source.directory, options["dtype"]))
-    if config.load_format != "dummy":
+    if config.load_format == "dummy":
+        source.complete_tokenizer()
+    else:
         source.complete()
     return config
 

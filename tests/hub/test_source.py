@@ -75,3 +75,11 @@ def test_an_impossible_layout_is_refused_before_the_weights_come(hub: Hub, tmp_p
 def test_what_does_not_fit_is_refused_before_the_weights_come(hub: Hub, tmp_path: Path) -> None:
     config = maverick_config({"hidden_size": 1 << 16, "vocab_size": 1 << 24}, {})
     assert "GiB" in refused(hub, tmp_path, config)
+
+
+def test_random_weights_need_no_download_but_the_tokenizer(hub: Hub, tmp_path: Path) -> None:
+    config = json.dumps(maverick_config({}, {})).encode()
+    hub.repos["org/model"] = Repo({"config.json": config, "tokenizer.json": b"{}", "model.safetensors": b"0" * 5000})
+    options = options_from_keywords(ENGINE_FLAGS, {"download_dir": str(tmp_path), "load_format": "dummy"})
+    engine_config(options | {"model": "org/model"})
+    assert hub.asked("tokenizer.json") and not hub.asked("model.safetensors")
