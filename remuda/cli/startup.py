@@ -25,6 +25,12 @@ class _Phase:
         done, total = self.done.get(rank, (0, 0))
         self.done[rank] = max(done, total), max(done, total)
 
+    def rate(self, seconds: float) -> str:
+        """What each rank did of it in a second, where the units are bytes; else nothing."""
+        total = sum(total for _, total in self.done.values())
+        per_rank = total / len(self.done) / max(seconds, 1e-9) / 1e9
+        return f", {per_rank:.1f} GB/s" + (" a rank" if len(self.done) > 1 else "") if total > 1 << 20 else ""
+
     def mebibytes(self) -> str:
         """How much of how much, where the units are bytes; else nothing."""
         done, total = (sum(column) / 2**20 for column in zip(*self.done.values(), strict=True))
@@ -77,7 +83,8 @@ class StartupPrinter:
     def _end_phase(self) -> None:
         name, phase = next(iter(self._phases.items()))
         now_s = time.monotonic()
-        self.line(f"  {name:<10} {phase.mebibytes()}{now_s - self._phase_began_s:.1f} s")
+        took_s = now_s - self._phase_began_s
+        self.line(f"  {name:<10} {phase.mebibytes()}{took_s:.1f} s{phase.rate(took_s)}")
         self._phase_began_s = now_s
         del self._phases[name]
 

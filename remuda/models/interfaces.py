@@ -16,7 +16,9 @@ from remuda.layers.batch import ForwardBatch
 if TYPE_CHECKING:
     import torch
 
+    from remuda.kernels.table import KernelTable
     from remuda.weights.loader import LoadReport, Progress
+    from remuda.weights.parameter import Parameter
 
 
 class Model(Layer):
@@ -58,15 +60,41 @@ class Model(Layer):
         from remuda.weights.loader import load_parameters
 
         config, device = self.context.config, self.context.device
-        kernels = kernel_table(device, config.dtype)
+        packing = Packing(self, kernel_table(device, config.dtype))
         if load_format == "dummy":
-            report = make_parameters(self.parameters(), device, config.dtype, progress)
+            report = make_parameters(self.parameters(), device, config.dtype, progress, packing.filled)
         else:
-            report = load_parameters(self.parameters(), config.path, device, progress)
-        for layer in self.walk():
-            layer.pack(kernels)
-        self.bind(kernels)
+            report = load_parameters(self.parameters(), config.path, device, progress, packing.filled)
+        packing.finish()
         return report
+
+
+class Packing:
+    """Packs what lies right below a model (a decoder layer, the head) as soon as its last parameter has come, so that
+    no more than one is in memory in two forms."""
+
+    def __init__(self, model: Model, kernels: KernelTable) -> None:
+        self._model = model
+        self._kernels = kernels
+        self._missing = {part: len(part.parameters()) for part in model.sublayers()}
+        self._part_of = {parameter: part for part in self._missing for parameter in part.parameters()}
+
+    def filled(self, parameter: Parameter) -> None:
+        part = self._part_of[parameter]
+        self._missing[part] -= 1
+        if not self._missing[part]:
+            del self._missing[part]
+            self._pack(part)
+
+    def finish(self) -> None:
+        """All parameters have come: what has none of its own, and may share others', is packed now."""
+        for part in self._missing:
+            self._pack(part)
+        self._model.bind(self._kernels)
+
+    def _pack(self, part: Layer) -> None:
+        for layer in part.walk():
+            layer.pack(self._kernels)
 
 
 class SupportsPP:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from remuda.weights.arriving import Filled
 from remuda.weights.loader import LoadReport, Progress
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ FP8_STD = 32.0  # of float8 values: well inside +-448, far from denormals; scale
 
 
 def make_parameters(
-    parameters: Iterable[Parameter], device: torch.device | str, dtype: str, progress: Progress | None = None
+    parameters: Iterable[Parameter],
+    device: torch.device | str,
+    dtype: str,
+    progress: Progress | None = None,
+    filled: Filled = lambda parameter: None,
 ) -> LoadReport:
     """Allocate every parameter and give it random values: the same on every run. `dtype` is what is computed in."""
     parameters = list(parameters)
@@ -35,6 +40,7 @@ def make_parameters(
         else:
             fill_weight_(tensor, _STD, generator)
         parameter.fill(tensor)
+        filled(parameter)
         done += parameter.nbytes
         if progress is not None:
             progress(done, total)

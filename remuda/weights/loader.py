@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
 
 from remuda.protocol.dtypes import CONVERTIBLE
 from remuda.protocol.errors import CheckpointError
+from remuda.weights.arriving import Arriving, Filled, Read
 from remuda.weights.checkpoint import Checkpoint, StoredTensor
-from remuda.weights.parameter import Parameter, Slice, region_shape
+from remuda.weights.parameter import Parameter
 from remuda.weights.reader import read_region
+from remuda.weights.upload import CudaLane, Upload
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -24,34 +25,27 @@ class LoadReport:
     weight_bytes: int  # what the parameters take in memory
 
 
-@dataclass(frozen=True)
-class _Read:
-    tensor: StoredTensor
-    piece: Slice
-    parameter: int  # index
-    nbytes: int
-
-
 def load_parameters(
     parameters: Iterable[Parameter],
     directory: str | Path,
     device: torch.device | str,
     progress: Progress | None = None,
+    filled: Filled = lambda parameter: None,
 ) -> LoadReport:
     """Allocate and fill every parameter. Raises CheckpointError naming file, tensor and expectation.
 
     All tensors are looked up before the first byte is read, so a checkpoint that does not fit fails at once. `progress`
-    is called about a hundred times and once at the end.
+    is called about a hundred times and once at the end, `filled` with each parameter as soon as it is complete.
     """
     parameters = list(parameters)
     with Checkpoint(directory) as checkpoint:
-        slices = [parameter.slices for parameter in parameters]
-        reads = sorted(_plan(checkpoint, parameters, slices), key=lambda read: (read.tensor.file, read.tensor.start))
+        reads = list(_plan(checkpoint, parameters, device, filled))
+        reads.sort(key=lambda read: (read.tensor.file, read.tensor.start))
         total = sum(read.nbytes for read in reads)
-        arriving = [_Arriving(*described, device) for described in zip(parameters, slices, strict=True)]
         done = reported = 0
-        for read in reads:
-            done += arriving[read.parameter].read(checkpoint, read)
+        for read in _carry(checkpoint, reads, torch.device(device)):
+            read.arriving.count_in(filled)
+            done += read.nbytes
             if progress is not None and (done - reported) * 100 >= total and done < total:
                 progress(done, total)
                 reported = done
@@ -60,13 +54,28 @@ def load_parameters(
     return LoadReport(done, sum(parameter.nbytes for parameter in parameters))
 
 
-def _plan(checkpoint: Checkpoint, parameters: list[Parameter], slices: list[tuple[Slice, ...]]) -> Iterable[_Read]:
-    for index, parameter in enumerate(parameters):
-        for piece in slices[index]:
+def _carry(checkpoint: Checkpoint, reads: list[Read], device: torch.device) -> Iterator[Read]:
+    """Bring what is read to its place; yields each read when that has been done."""
+    if device.type == "cuda":
+        yield from Upload(checkpoint, CudaLane(device)).carry(reads)
+        return
+    for read in reads:
+        read_region(checkpoint, read.tensor, read.piece.region, read.target())
+        yield read
+
+
+def _plan(
+    checkpoint: Checkpoint, parameters: list[Parameter], device: torch.device | str, filled: Filled
+) -> Iterator[Read]:
+    for parameter in parameters:
+        slices = parameter.slices
+        arriving = Arriving(parameter, slices, device)
+        if not slices:
+            arriving.count_in(filled, pieces=0)
+        for piece in slices:
             tensor = checkpoint.find(piece.source, piece.shape)
             _check_dtype(tensor, parameter)
-            nbytes = prod(region_shape(piece.region)) * tensor.dtype.itemsize
-            yield _Read(tensor, piece, index, nbytes)
+            yield Read(tensor, piece, arriving)
 
 
 def _check_dtype(tensor: StoredTensor, parameter: Parameter) -> None:
@@ -78,41 +87,3 @@ def _check_dtype(tensor: StoredTensor, parameter: Parameter) -> None:
         f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}, expected {parameter.dtype} (quantization_config says "
         "which modules are quantized, and how)"
     )
-
-
-class _Arriving:
-    """A parameter whose tensor is made when its first piece is read, and handed over with its last."""
-
-    def __init__(self, parameter: Parameter, slices: tuple[Slice, ...], device: torch.device | str) -> None:
-        self._parameter = parameter
-        self._device = device
-        self._missing = len(slices)
-        covered = sum(prod(region_shape(piece.into)) for piece in slices)
-        self._padded = covered < prod(parameter.shape)
-        self._tensor: torch.Tensor | None = None
-        if not slices:
-            parameter.fill(self._make())
-
-    def _make(self) -> torch.Tensor:
-        """Zeros where no slice writes."""
-        make = torch.zeros if self._padded else torch.empty
-        return make(self._parameter.shape, dtype=getattr(torch, self._parameter.dtype), device=self._device)
-
-    def read(self, checkpoint: Checkpoint, read: _Read) -> int:
-        """One piece. Returns the bytes read."""
-        if self._tensor is None:
-            self._tensor = self._make()
-        done = _fill(checkpoint, read, self._tensor)
-        self._missing -= 1
-        if not self._missing:
-            self._parameter.fill(self._tensor)
-            self._tensor = None
-        return done
-
-
-def _fill(checkpoint: Checkpoint, read: _Read, tensor: torch.Tensor) -> int:
-    piece = read.piece
-    target = tensor[tuple(slice(start, stop) for start, stop in piece.into)]
-    shape = region_shape(piece.region)
-    target = target.view(target.shape[target.dim() - len(shape) :]) if target.dim() > len(shape) else target
-    return read_region(checkpoint, read.tensor, piece.region, target.mT if piece.transpose else target)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from math import prod
 
+import numpy as np
 import torch
 
 from remuda.protocol.errors import CheckpointError
@@ -24,16 +25,58 @@ def read_region(checkpoint: Checkpoint, tensor: StoredTensor, region: Region, in
     """Fill `into` (of the region's shape, any strides, any float dtype) and return the number of bytes read."""
     if into.numel() == 0:
         return 0
-    descriptor = checkpoint.descriptor(tensor.file)
-    direct = into.dtype == tensor.dtype and into.is_contiguous() and into.device.type == "cpu"
-    if direct and _is_contiguous(region, tensor.shape):
+    if into.dtype == tensor.dtype and into.is_contiguous() and _is_contiguous(region, tensor.shape):
         flat = into.as_strided((into.numel(),), (1,)).view(torch.uint8).numpy()
-        _read_exactly(descriptor, flat.data, _offset(tensor, region), tensor)
+        _read_exactly(checkpoint.descriptor(tensor.file), flat.data, _offset(tensor, region), tensor)
         return into.nbytes
-    for block in _blocks(region, tensor):
+    for block in blocks(region, tensor, WINDOW_BYTES, WINDOW_BYTES):
         target = into[tuple(slice(b0 - r0, b1 - r0) for (b0, b1), (r0, _) in zip(block, region, strict=True))]
-        _read_block(descriptor, tensor, block, target)
-    return prod(region_shape(region)) * tensor.dtype.itemsize
+        scratch = np.empty(block_bytes(tensor, block), np.uint8)
+        read_block(checkpoint, tensor, block, scratch)
+        target.copy_(torch.from_numpy(scratch).view(tensor.dtype).view(region_shape(block)))
+    return block_bytes(tensor, region)
+
+
+def read_block(checkpoint: Checkpoint, tensor: StoredTensor, block: Region, into: np.ndarray) -> None:
+    """The bytes of a block, row after row, into `into`, an uint8 array of just so many. Several threads may."""
+    descriptor, offset = checkpoint.descriptor(tensor.file), _offset(tensor, block)
+    if _is_contiguous(block, tensor.shape):
+        _read_exactly(descriptor, into.data, offset, tensor)
+        return
+    itemsize, shape = tensor.dtype.itemsize, region_shape(block)
+    skip = offset % mmap.ALLOCATIONGRANULARITY
+    length = skip + _span(tensor, block)
+    try:
+        window = mmap.mmap(descriptor, length, access=mmap.ACCESS_READ, offset=offset - skip)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{tensor.file}: truncated, or cannot be mapped: tensor {tensor.name}: {error}") from None
+    with window:
+        first = np.frombuffer(window, np.uint8, offset=skip)
+        byte_shape = (*shape[:-1], shape[-1] * itemsize)
+        byte_strides = (*(stride * itemsize for stride in _strides(tensor.shape)[:-1]), 1)
+        rows = np.lib.stride_tricks.as_strided(first, byte_shape, byte_strides, writeable=False)
+        np.copyto(into.reshape(byte_shape), rows)
+        del first, rows  # the window cannot be unmapped while an array points into it
+
+
+def blocks(region: Region, tensor: StoredTensor, most_bytes: int, most_span: int) -> Iterator[Region]:
+    """Cut a region along its leading dimensions into blocks of at most so many bytes, and so many from the first byte
+    to the last in the file."""
+    nbytes, span = block_bytes(tensor, region), _span(tensor, region)
+    excess = max(nbytes / most_bytes, span / most_span)
+    axis = next((i for i, size in enumerate(region_shape(region)) if size > 1), None)
+    if excess <= 1 or axis is None:
+        yield region
+        return
+    start, stop = region[axis]
+    step = max(1, int((stop - start) / excess))
+    for at in range(start, stop, step):
+        block = (*region[:axis], (at, min(at + step, stop)), *region[axis + 1 :])
+        yield from blocks(block, tensor, most_bytes, most_span)
+
+
+def block_bytes(tensor: StoredTensor, block: Region) -> int:
+    return prod(region_shape(block)) * tensor.dtype.itemsize
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -57,38 +100,6 @@ def _is_contiguous(region: Region, shape: tuple[int, ...]) -> bool:
     sizes = region_shape(region)
     first = next((i for i, size in enumerate(sizes) if size > 1), len(sizes))
     return sizes[first + 1 :] == shape[first + 1 :]
-
-
-def _blocks(region: Region, tensor: StoredTensor) -> Iterator[Region]:
-    """Cut a region along its leading dimensions into blocks whose span fits the window."""
-    span = _span(tensor, region)
-    if span <= max(WINDOW_BYTES, tensor.dtype.itemsize):
-        yield region
-        return
-    axis = next(i for i, size in enumerate(region_shape(region)) if size > 1)
-    start, stop = region[axis]
-    step = max(1, (stop - start) * WINDOW_BYTES // span)
-    for at in range(start, stop, step):
-        yield from _blocks((*region[:axis], (at, min(at + step, stop)), *region[axis + 1 :]), tensor)
-
-
-def _read_block(descriptor: int, tensor: StoredTensor, block: Region, target: torch.Tensor) -> None:
-    """One block of at most WINDOW_BYTES, converted to the target's dtype."""
-    offset, span, shape = _offset(tensor, block), _span(tensor, block), region_shape(block)
-    if _is_contiguous(block, tensor.shape):
-        scratch = bytearray(span)
-        _read_exactly(descriptor, memoryview(scratch), offset, tensor)
-        target.copy_(torch.frombuffer(scratch, dtype=tensor.dtype).view(shape))
-        return
-    page_offset = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    skip = offset - page_offset
-    # ACCESS_COPY only because torch warns about read-only buffers: nothing writes to it.
-    with mmap.mmap(descriptor, skip + span, access=mmap.ACCESS_COPY, offset=page_offset) as window:
-        aligned = skip % tensor.dtype.itemsize == 0
-        buffer, start = (window, skip) if aligned else (bytearray(window[skip:]), 0)
-        flat = torch.frombuffer(buffer, dtype=tensor.dtype, offset=start, count=span // tensor.dtype.itemsize)
-        target.copy_(flat.as_strided(shape, _strides(tensor.shape)))
-        del flat, buffer  # the window cannot be unmapped while a tensor points into it
 
 
 def _read_exactly(descriptor: int, buffer: memoryview, offset: int, tensor: StoredTensor) -> None:

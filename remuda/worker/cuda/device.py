@@ -45,6 +45,10 @@ class Device(Protocol):
         """(free, in all)."""
         ...
 
+    def trim(self) -> None:
+        """Give back memory that torch keeps and nothing uses; waits for all work."""
+        ...
+
 
 class _Event:
     def __init__(self) -> None:
@@ -85,6 +89,10 @@ class Gpu:
 
     def free_bytes(self) -> tuple[int, int]:
         return torch.cuda.mem_get_info(self.torch_device)
+
+    def trim(self) -> None:
+        torch.cuda.synchronize(self.torch_device)
+        torch.cuda.empty_cache()
 
     def graph(self) -> Any:
         return torch.cuda.CUDAGraph()

@@ -69,7 +69,9 @@ class CudaRunner:
 
     def load(self, progress: Progress) -> LoadReport:
         self.model = build_model(self._config.model, self._topology, self._tp, str(self._device.torch_device))
-        return self.model.load(progress, self._config.load_format)
+        report = self.model.load(progress, self._config.load_format)
+        self._device.trim()
+        return report
 
     def kv_bytes_available(self, ranks_on_node: int) -> int:
         return kv_bytes_of_gpu(*self._device.free_bytes(), self._config, self._topology)
