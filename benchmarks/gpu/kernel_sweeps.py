@@ -15,7 +15,7 @@ _DECODE = ("10/2 b1 at 4096", "10/2 b128 at 4096", "40/8 b32 at 4096")
 _DECODE_TILES = [(64, 4, 3), (64, 4, 7), (128, 4, 5), (128, 8, 5), (32, 4, 7), (64, 2, 5)]  # keys, warps, stages
 _SPLITS = {"10/2 b1 at 4096": (16, 32), "10/2 b32 at 4096": (2, 8, 16), "10/2 b128 at 4096": (1, 4)}
 _PROMPT_TILES = [(128, 128, 8, 3), (128, 64, 8, 5), (128, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 3), (128, 32, 8, 5)]
-_GEMV_TILES = [(64, 256, 4, 3), (64, 64, 4, 6), (32, 256, 4, 4), (128, 64, 4, 4), (16, 512, 4, 3), (64, 128, 4, 6)]
+_GEMV_TILES = [(4, 1024, 4, 1), (8, 1024, 4, 3), (2, 1024, 4, 3), (4, 512, 2, 3), (8, 512, 2, 3), (4, 2048, 8, 3)]
 
 
 def _with(case: Case, target: str, value: Any, shape: str) -> Case:
@@ -43,7 +43,7 @@ def sweeps() -> Iterator[Case]:
     for shape in ("qkv TP4 1792x5120 R1", "dense up TP4 8192x5120 gated R1", "8b down 4096x14336 R1"):
         for outputs, inputs, warps, stages in _GEMV_TILES:
             tile = GemvTile(outputs, inputs, warps, stages)
-            target = "remuda.kernels.linear.triton.gemv_tile"
+            target = "remuda.kernels.linear.triton.row_tile"
             yield _with(cases["gemv", shape], target, tile, f"{outputs}x{inputs} w{warps} s{stages}")
     for shape in _DECODE:
         for keys, warps, stages in _DECODE_TILES:

@@ -29,8 +29,17 @@ def counters(kernel: str, device: torch.device, size: int) -> torch.Tensor:
     return torch.zeros(size, dtype=torch.int32, device=device)
 
 
+def starts_early() -> bool:
+    """Whether the current device runs kernels that start before their predecessors end: from Hopper on."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
 def early(pdl: bool) -> dict[str, Any]:
-    """Launch options of a kernel that may start before its predecessor ends (it waits inside before it reads)."""
+    """Launch options of a kernel that may start before its predecessor ends ("programmatic dependent launch").
+
+    Such a kernel lets its successor start first of all, and waits before it reads or writes anything but constants. As
+    all kernels in a row do so, whoever has waited comes after everything before it, and not its predecessor alone.
+    """
     return {"launch_pdl": True} if pdl else {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from remuda.kernels.table import AttentionKernels, Experts, HeadLayout, KernelTable
 from remuda.protocol.errors import ConfigError
@@ -53,6 +54,7 @@ def torch_table() -> KernelTable:
         make_experts=TorchExperts,
         make_int4_linear=Int4Linear,
         make_int4_experts=Int4Experts,
+        fuse_sigmoid_moe=lambda parts: None,
         repack_linear=lambda linear: linear,
         repack_experts=lambda experts: experts,
         patch_rows=patch_rows,
@@ -93,18 +95,23 @@ def native_table() -> KernelTable:
     )
 
 
-def cuda_table() -> KernelTable:
-    """Triton and cuBLAS on a GPU from Ampere on; torch where Triton's tiles do not fit. Any dtype."""
+def cuda_table(pdl: bool | None = None) -> KernelTable:
+    """Triton and cuBLAS on a GPU from Ampere on; torch where Triton's tiles do not fit. Any dtype.
+
+    ``pdl``: kernels start while those before them end (`device.early`); None: where the card can.
+    """
     from remuda.kernels.activation.triton import silu_mul
     from remuda.kernels.attention.triton import paged_attention, serves
+    from remuda.kernels.device import starts_early
     from remuda.kernels.linear.cuda import make_linear
     from remuda.kernels.moe.triton import Experts as TritonExperts
-    from remuda.kernels.moe.triton import route_sigmoid, route_softmax
+    from remuda.kernels.moe.triton import fuse_sigmoid_moe, route_sigmoid, route_softmax
     from remuda.kernels.norm.triton import add_rms_norm, rms_norm
     from remuda.kernels.rotary.triton import rope_kv
 
     torch = torch_table()
-    attention = AttentionKernels(rope_kv, paged_attention)
+    pdl = starts_early() if pdl is None else pdl
+    attention = AttentionKernels(partial(rope_kv, pdl=pdl), partial(paged_attention, pdl=pdl))
 
     def attention_for(layout: HeadLayout, window: int | None = None) -> AttentionKernels:
         return attention if serves(layout.head_dim) else torch.attention(layout, window)
@@ -112,14 +119,15 @@ def cuda_table() -> KernelTable:
     return replace(
         torch,
         name="cuda",
-        rms_norm=rms_norm,
-        add_rms_norm=add_rms_norm,
-        silu_mul=silu_mul,
+        rms_norm=partial(rms_norm, pdl=pdl),
+        add_rms_norm=partial(add_rms_norm, pdl=pdl),
+        silu_mul=partial(silu_mul, pdl=pdl),
         attention=attention_for,
-        route_sigmoid=route_sigmoid,
-        route_softmax=route_softmax,
-        make_linear=make_linear,
-        make_experts=TritonExperts,
+        route_sigmoid=partial(route_sigmoid, pdl=pdl),
+        route_softmax=partial(route_softmax, pdl=pdl),
+        make_linear=partial(make_linear, pdl=pdl),
+        make_experts=partial(TritonExperts, pdl=pdl),
+        fuse_sigmoid_moe=partial(fuse_sigmoid_moe, pdl=pdl),
         make_int4_experts=_no_int4_experts,
     )
 

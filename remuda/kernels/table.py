@@ -127,6 +127,26 @@ class Experts(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class SigmoidMoEParts:
+    """What Llama 4's expert block is made of, packed by one table."""
+
+    router: Linear
+    experts: Experts
+    first_expert: int  # of all, that this rank holds
+    gate_up: Linear  # of the shared expert, gated
+    down: Linear
+    top_k: int
+
+
+class FewTokens(Protocol):
+    """Serves a block of layers for up to `max_tokens` tokens as its parts would, in fewer kernels."""
+
+    max_tokens: int
+
+    def __call__(self, x_TH: Tensor) -> Tensor: ...
+
+
 class MakeLinear(Protocol):
     def __call__(
         self, weight_NK: Tensor, bias_N: Tensor | None = None, scale_N: Tensor | None = None, gated: bool = False
@@ -187,6 +207,7 @@ class KernelTable:
     make_int4_linear: Callable[[Tensor, Tensor, Tensor | None, bool], Linear]
     # (words and scales of gate_up [E, 2I, H], of down [E, H, I], weighting)
     make_int4_experts: Callable[[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Weighting], Experts]
+    fuse_sigmoid_moe: Callable[[SigmoidMoEParts], FewTokens | None]  # None: the parts serve
     # From what another table on this device packed to what this one prefers, which may be the same object. The caller
     # drops the former, so that its memory returns.
     repack_linear: Callable[[Linear], Linear]

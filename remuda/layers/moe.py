@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remuda.kernels.table import KernelTable, Weighting
+from remuda.kernels.table import KernelTable, SigmoidMoEParts, Weighting
 from remuda.layers.base import BuildContext, Layer
 from remuda.layers.expert_shard import PROJECTIONS, ExpertLayout, ExpertModules, ExpertShard, FusedExperts, ModuleNames
 from remuda.layers.linear import ReplicatedLinear
@@ -91,8 +91,17 @@ class SigmoidMoE(Layer):
 
     def bind_own(self, kernels: KernelTable) -> None:
         self.route_sigmoid = kernels.route_sigmoid
+        shared, experts = self.shared, self.experts
+        first = experts.shard.owned.start
+        self.few_tokens = kernels.fuse_sigmoid_moe(
+            SigmoidMoEParts(
+                self.router.linear, experts.experts, first, shared.gate_up.linear, shared.down.linear, self.top_k
+            )
+        )
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
+        if self.few_tokens is not None and len(x_TH) <= self.few_tokens.max_tokens:
+            return self.few_tokens(x_TH)
         expert_Tk, weight_Tk = self.route_sigmoid(self.router(x_TH), self.top_k)
         return self.experts(x_TH, expert_Tk, weight_Tk).add_(self.shared(x_TH))
 

@@ -12,7 +12,7 @@ from remuda.kernels.moe.triton.sort import sort_rows
 from remuda.kernels.moe.triton.tuning import SMALL_ROWS
 from remuda.kernels.moe.triton.weights import pack
 from remuda.kernels.table import Weighting
-from tests.kernels.moe_checks import FP8, Checkpoint, by_rows, checkpoint, error, normal, routes
+from tests.kernels.moe_checks import FP8, Checkpoint, by_rows, check_fused_block, checkpoint, error, normal, routes
 
 CHECKED = 24  # tokens compared with the reference
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 1e-2, FP8: 6e-2}  # float8 activations cost about 4e-2
@@ -112,3 +112,14 @@ def test_quantizing(inputs: int) -> None:
     q, scale = quantize_rows(x)
     torch.testing.assert_close(scale, x.float().abs().amax(1) / 448)
     assert error(q.float() * scale[:, None], x.float()) < 0.03
+
+
+@pytest.mark.parametrize("pdl", [False, True])
+@pytest.mark.parametrize("tokens", [1, 2, 8])
+@pytest.mark.parametrize(("dtype", "shared_fp8"), [(torch.float32, False), (torch.bfloat16, False), (FP8, True)])
+def test_fused_block(tokens: int, dtype: torch.dtype, shared_fp8: bool, pdl: bool) -> None:
+    if pdl and torch.cuda.get_device_capability() < (9, 0):
+        pdl = False
+    for owned in ((0, 5), (1, 3)):
+        found = check_fused_block("cuda", dtype, tokens, 5120, (1024, 1024), shared_fp8, owned, pdl)
+        assert found < BOUND[torch.float32 if dtype is torch.float32 else torch.bfloat16]

@@ -16,7 +16,7 @@ from remuda.kernels.moe.triton.small import Stream, experts_small
 from remuda.kernels.moe.triton.sort import sort_rows
 from remuda.kernels.moe.triton.weights import ExpertWeights, pack
 from tests.kernels import interpreter  # noqa: F401
-from tests.kernels.moe_checks import FP8, by_rows, checkpoint, error, normal, routes
+from tests.kernels.moe_checks import FP8, by_rows, check_fused_block, checkpoint, error, normal, routes
 
 TILE = Tile(16, 32, 32, num_stages=2)
 TMA = Tile(16, 32, 32, num_stages=2, tma=True)
@@ -121,3 +121,13 @@ def test_rows_are_quantized_to_their_largest() -> None:
     torch.testing.assert_close(scale[:2], x[:2].abs().amax(1) / 448)
     assert q[:2].float().abs().amax(1).tolist() == [448, 448] and not q[2].float().any()
     assert error(q.float() * scale[:, None], x) < 0.06
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "shared_fp8", "owned"),
+    [(torch.float32, False, (0, 5)), (torch.bfloat16, False, (1, 4)), (FP8, False, (0, 5)), (FP8, True, (2, 3))],
+)
+def test_fused_block(tokens: int, dtype: torch.dtype, shared_fp8: bool, owned: tuple[int, int]) -> None:
+    bound = 1e-5 if dtype is torch.float32 else 2e-2
+    assert check_fused_block("cpu", dtype, tokens, 80, (48, 40), shared_fp8, owned) < bound

@@ -19,8 +19,8 @@ def _silu_mul(
     t, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside_I = i < intermediate
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     gate_I = tl.load(gate_up + t * stride + i, mask=inside_I, other=0.0).to(tl.float32)
     up_I = tl.load(gate_up + t * stride + intermediate + i, mask=inside_I, other=0.0).to(tl.float32)
     compute = gate_up.dtype.element_ty

@@ -71,8 +71,8 @@ def _decode(
     """One part of a row's keys for one key head; the last part to arrive adds the parts up."""
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     length = tl.load(context + row)
     first = _visible_from(tl.maximum(length - 1, 0), chunk, window)
     first_tile = first // N
@@ -141,8 +141,8 @@ def _prompt(
     """M queries of one row and key head, the G heads of a token side by side. Long tiles start first."""
     tile, head, row = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), first_row + tl.program_id(2)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token = tl.load(query_start + row)
     count = tl.load(query_start + row + 1) - token
     if tile * M >= count * G:

@@ -44,8 +44,8 @@ def _argmax(
     tiles = tl.num_programs(1)
     v = tile * V + tl.arange(0, V)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     value_V = tl.load(logits + row.to(tl.int64) * stride + v, mask=v < vocab, other=float("-inf")).to(tl.float32)
     best, where = _largest(value_V, tl.where(v < vocab, v, 0x7FFFFFFF), 0)
     tl.store(values + row * tiles + tile, best)
@@ -83,10 +83,10 @@ def _head_argmax(
     tile, tiles = tl.program_id(0), tl.num_programs(0)
     v, r = tile * V + tl.arange(0, V), tl.arange(0, R)
     if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
         prefetch_tile(weight, v, 0, vocab, hidden, 4, BYTES)
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    logit_VR = dot_tile(x, weight, v, 0, hidden, rows, vocab, hidden, stride_x, R, V, K, EVEN)
+    logit_VR = dot_tile(x, weight, v, 0, hidden, rows, vocab, hidden, stride_x, R, V, K, 1, EVEN)
     logit_VR = tl.where((v < vocab)[:, None], logit_VR, float("-inf"))
     best_R, where_R = _largest(logit_VR, tl.broadcast_to(v[:, None], (V, R)), 0)
     tl.store(values + r * tiles + tile, best_R, mask=r < rows)

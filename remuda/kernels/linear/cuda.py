@@ -1,5 +1,6 @@
 """Linear layers on a GPU: cuBLAS through torch; float8 weights by row-wise scaled products, or widened where the card
-has none. T tokens, K inputs, N outputs.
+has none. Few rows are a stream of weights, in a kernel that starts while the one before it ends. T tokens, K inputs,
+N outputs.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ _ALIGNMENT = 16  # cuBLAS: both sizes of a float8 weight must be multiples
 
 
 class Linear:
-    """Weights in the compute dtype, as the checkpoint has them."""
+    """Weights in the compute dtype, as the checkpoint has them.
 
-    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, gated: bool) -> None:
+    cuBLAS reads a few rows' weights as fast, but waits for what comes before: without early starts it serves all.
+    """
+
+    def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, gated: bool, pdl: bool) -> None:
         self.weight_NK = weight_NK
         self.bias_N = bias_N
         self.gated = gated
+        self._pdl = pdl
+        self._streamed_rows = MAX_ROWS if pdl and weight_NK.is_contiguous() else 0
+        self._counter = torch.zeros(counters_needed(weight_NK), dtype=torch.int32, device=weight_NK.device)
         self._wide_sums = weight_NK.is_cuda and weight_NK.dtype in (torch.bfloat16, torch.float16)
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        if x_TK.dim() == 2 and 0 < len(x_TK) <= self._streamed_rows:
+            return gemv(x_TK, self.weight_NK, self._counter, bias_N=self.bias_N, gated=self.gated, pdl=True)
         y_TN = F.linear(x_TK, self.weight_NK, self.bias_N)
-        return silu_mul(y_TN) if self.gated else y_TN
+        return silu_mul(y_TN, self._pdl) if self.gated else y_TN
 
     def to_float32(self, x_TK: torch.Tensor) -> torch.Tensor:
         if self._wide_sums and self.bias_N is None:
@@ -42,12 +51,13 @@ class Float8Linear:
     """
 
     def __init__(
-        self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, scale_N: torch.Tensor, gated: bool
+        self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, scale_N: torch.Tensor, gated: bool, pdl: bool
     ) -> None:
         self.weight_NK = weight_NK
         self.bias_N = bias_N
         self.scale_N = scale_N
         self.gated = gated
+        self._pdl = pdl
         self._counter = torch.zeros(counters_needed(weight_NK), dtype=torch.int32, device=weight_NK.device)
         self._multiplies = (
             weight_NK.is_cuda
@@ -59,7 +69,7 @@ class Float8Linear:
         if x_TK.dim() == 2 and 0 < len(x_TK) <= MAX_ROWS:
             return gemv(
                 x_TK, self.weight_NK, self._counter, self.scale_N, bias_N=self.bias_N, gated=self.gated,
-                dtype=x_TK.dtype,
+                dtype=x_TK.dtype, pdl=self._pdl,
             )  # fmt: skip
         if self._multiplies and x_TK.dtype is torch.bfloat16:
             y_TN = self._scaled(x_TK)
@@ -67,7 +77,7 @@ class Float8Linear:
             y_TN = (F.linear(x_TK, self.weight_NK.to(x_TK.dtype)) * self.scale_N).to(x_TK.dtype)
         if self.bias_N is not None:
             y_TN = y_TN + self.bias_N
-        return silu_mul(y_TN) if self.gated else y_TN
+        return silu_mul(y_TN, self._pdl) if self.gated else y_TN
 
     def _scaled(self, x_TK: torch.Tensor) -> torch.Tensor:
         q_TK, scale_T = quantize_rows(x_TK)
@@ -85,8 +95,9 @@ def make_linear(
     bias_N: torch.Tensor | None = None,
     scale_N: torch.Tensor | None = None,
     gated: bool = False,
+    pdl: bool = False,
 ) -> Linear | Float8Linear:
-    """See `MakeLinear` in the kernel table."""
+    """See `MakeLinear` in the kernel table. ``pdl``: kernels start early, see `device.early`."""
     if scale_N is None:
-        return Linear(weight_NK, bias_N, gated)
-    return Float8Linear(weight_NK, bias_N, scale_N, gated)
+        return Linear(weight_NK, bias_N, gated, pdl)
+    return Float8Linear(weight_NK, bias_N, scale_N, gated, pdl)

@@ -1,7 +1,12 @@
 """y = (x W^T) * scales + bias of a few rows in Triton: weights stream by once, and reading them is all the time.
 
-R rows (at most 8), K inputs, N outputs. In kernels: N and K of a tile. Where N is too small to occupy the device, K is
-split and the last part to arrive adds the parts up, in order, so that results repeat.
+R rows (at most 8), K inputs, N outputs. In kernels: N and K of a tile. One row is multiplied without tensor cores: its
+programs are small, many are on a multiprocessor at once, and each keeps a sum per output and lane until all inputs are
+through. More rows are products of tiles; where N is too small to occupy the device, K is split and the last part to
+arrive adds the parts up, in order, so that results repeat.
+
+A kernel that starts early asks the second-level cache for its weights before it waits: what comes before it (a norm,
+an all-reduce, attention) then costs the memory no time.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from remuda.kernels.device import early, multiprocessors, power_of_two
 MAX_ROWS = 8
 _PADDED_ROWS = 16  # least width of a matrix product
 _MAX_SPLITS = 8
+_FIRST_LINES = 4  # of each output that a product of tiles asks for in advance
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,13 @@ class GemvTile:
     inputs: int
     warps: int
     stages: int
+
+
+def row_tile(inputs: int, weight: torch.dtype) -> GemvTile:
+    """For one row: 16 bytes per lane and output at a time, and no more lanes than a row of the weight fills twice."""
+    lanes = 16 // weight.itemsize
+    warps = max(1, min(4, power_of_two(inputs // (2 * 32 * lanes) + 1) // 2))
+    return GemvTile(4, warps * 32 * lanes, warps, stages=3)
 
 
 def gemv_tile(weight: torch.dtype) -> GemvTile:
@@ -39,12 +52,14 @@ def gemv_tile(weight: torch.dtype) -> GemvTile:
 @triton.jit
 def dot_tile(
     x, weight, n_N, begin, end, rows, outputs, inputs, stride_x,
-    R: tl.constexpr, N: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
+    R: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Sums over inputs [begin, end) of outputs `n_N`: float32 [N, R]."""
     r, k = tl.arange(0, R), tl.arange(0, K)
-    acc_NR = tl.zeros([N, R], tl.float32)
     row_N = n_N.to(tl.int64)[:, None] * inputs
+    if R == 1:
+        return dot_row(x, weight + row_N, (n_N < outputs)[:, None], begin, end, N, K, STAGES)[:, None]
+    acc_NR = tl.zeros([N, R], tl.float32)
     for start in tl.range(begin, end, K):
         k_K = start + k
         if EVEN:
@@ -59,10 +74,22 @@ def dot_tile(
 
 
 @triton.jit
-def prefetch_tile(weight, n_N, begin, outputs, inputs, STEP: tl.constexpr, BYTES: tl.constexpr):
+def dot_row(x, weight_N1, in_N1, begin, end, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr):
+    """Sums over inputs [begin, end) of one row of x and the outputs that begin at `weight_N1`: float32 [N]."""
+    total_NK = tl.zeros([N, K], tl.float32)
+    for start in tl.range(begin, end, K, num_stages=STAGES):
+        k_1K = start + tl.arange(0, K)[None, :]
+        w_NK = tl.load(weight_N1 + k_1K, mask=in_N1 & (k_1K < end), other=0.0)
+        x_1K = tl.load(x + k_1K, mask=k_1K < end, other=0.0)
+        total_NK += w_NK.to(tl.float32) * x_1K.to(tl.float32)
+    return tl.sum(total_NK, 1)
+
+
+@triton.jit
+def prefetch_tile(weight, n_N, begin, outputs, inputs, LINES: tl.constexpr, BYTES: tl.constexpr):
     """Ask the second-level cache for the first lines (128 bytes) of each output's weights."""
-    line = tl.arange(0, STEP)
-    at = weight + tl.minimum(n_N, outputs - 1).to(tl.int64)[:, None] * inputs + begin + line[None, :] * (128 // BYTES)
+    column = tl.minimum(begin + tl.arange(0, LINES) * (128 // BYTES), inputs - 1)
+    at = weight + tl.minimum(n_N, outputs - 1).to(tl.int64)[:, None] * inputs + column[None, :]
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
     )
@@ -83,8 +110,8 @@ def _scaled(acc_NR, weight_scale, x_scale, bias, n_N, outputs, rows, R: tl.const
 @triton.jit
 def _gemv(
     x, weight, weight_scale, x_scale, bias, y, partial, counter, rows, outputs, inputs, stride_x,
-    R: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr,
-    BYTES: tl.constexpr, PDL: tl.constexpr,
+    R: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
+    GATED: tl.constexpr, EVEN: tl.constexpr, LINES: tl.constexpr, BYTES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """N outputs (of a gated layer: N gates and their N ups) from one part of the inputs."""
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -92,14 +119,17 @@ def _gemv(
     n, r = tile * N + tl.arange(0, N), tl.arange(0, R)
     share = tl.cdiv(tl.cdiv(inputs, K), SPLITS) * K
     begin, end = split * share, tl.minimum(split * share + share, inputs)
-    if PDL:
-        prefetch_tile(weight, n, begin, half, inputs, 4, BYTES)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    acc_NR = dot_tile(x, weight, n, begin, end, rows, half, inputs, stride_x, R, N, K, EVEN)
     if GATED:
         up_weight = weight + half.to(tl.int64) * inputs
-        up_NR = dot_tile(x, up_weight, n, begin, end, rows, half, inputs, stride_x, R, N, K, EVEN)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        prefetch_tile(weight, n, begin, half, inputs, LINES, BYTES)
+        if GATED:
+            prefetch_tile(up_weight, n, begin, half, inputs, LINES, BYTES)
+        tl.extra.cuda.gdc_wait()
+    acc_NR = dot_tile(x, weight, n, begin, end, rows, half, inputs, stride_x, R, N, K, STAGES, EVEN)
+    if GATED:
+        up_NR = dot_tile(x, up_weight, n, begin, end, rows, half, inputs, stride_x, R, N, K, STAGES, EVEN)
     else:
         up_NR = acc_NR
     if SPLITS > 1:
@@ -153,20 +183,29 @@ def gemv(
     """
     (rows, inputs), outputs = x_RK.shape, weight_NK.shape[0]
     assert 0 < rows <= MAX_ROWS and weight_NK.is_contiguous() and x_RK.stride(1) == 1
-    tile = gemv_tile(weight_NK.dtype)
+    tile = row_tile(inputs, weight_NK.dtype) if rows == 1 else gemv_tile(weight_NK.dtype)
     width = outputs // 2 if gated else outputs
     tiles = triton.cdiv(width, tile.outputs)
-    splits = _splits(tiles, triton.cdiv(inputs, tile.inputs), multiprocessors(x_RK.device))
+    splits = 1
+    if rows > 1:
+        splits = _splits(tiles, triton.cdiv(inputs, tile.inputs), multiprocessors(x_RK.device))
     out_dtype = dtype or (torch.bfloat16 if x_RK.dtype.itemsize == 1 else x_RK.dtype)
     y = torch.empty(rows, width, dtype=out_dtype, device=x_RK.device)
-    floats = tiles * splits * tile.outputs * _PADDED_ROWS * (2 if gated else 1) if splits > 1 else 0
+    padded = 1 if rows == 1 else _PADDED_ROWS
+    floats = tiles * splits * tile.outputs * padded * (2 if gated else 1) if splits > 1 else 0
     partial = torch.empty(floats, dtype=torch.float32, device=x_RK.device)
     _gemv[(tiles, splits)](
         x_RK, weight_NK, scale_N, x_scale_R, bias_N, y, partial, counter, rows, outputs, inputs, x_RK.stride(0),
-        R=_PADDED_ROWS, N=tile.outputs, K=tile.inputs, SPLITS=splits, GATED=gated, EVEN=inputs % tile.inputs == 0,
+        R=padded, N=tile.outputs, K=tile.inputs, STAGES=tile.stages, SPLITS=splits, GATED=gated,
+        EVEN=inputs % tile.inputs == 0, LINES=prefetched_lines(weight_NK) if rows == 1 else _FIRST_LINES,
         BYTES=weight_NK.dtype.itemsize, PDL=pdl, num_warps=tile.warps, num_stages=tile.stages, **early(pdl),
     )  # fmt: skip
     return y
+
+
+def prefetched_lines(weight_NK: torch.Tensor) -> int:
+    """All lines (128 bytes) of an output's weights, in a power of two."""
+    return power_of_two(-(-weight_NK.shape[-1] * weight_NK.dtype.itemsize // 128))
 
 
 def counters_needed(weight_NK: torch.Tensor) -> int:

@@ -34,8 +34,8 @@ def _decode_inputs(
 ):  # fmt: skip
     row, b = tl.program_id(0), tl.arange(0, COPIED)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     slot = tl.load(row_slots + row).to(tl.int64)
     live = slot >= 0
     position = tl.load(computed + slot, mask=live, other=0).to(tl.int64)

@@ -20,8 +20,8 @@ def _rms_norm(
     if weight is not None:  # a constant: read while the kernel before may still run
         weight_H = tl.load(weight + h, mask=inside_H, other=0.0).to(tl.float32)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     x_H = tl.load(x + t * stride_x + h, mask=inside_H, other=0.0).to(tl.float32)
     compute = x.dtype.element_ty
     if residual is not None:

@@ -79,8 +79,8 @@ def _rope_kv(
     t = tl.program_id(0) * T + tl.arange(0, T)
     head = first_head + tl.program_id(1)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     inside_T1 = (t < tokens)[:, None]
     source_T1 = qkv + (t.to(tl.int64) * stride_t + head * D)[:, None]
     a_TH, b_TH = _load_pairs(source_T1, inside_T1, T, D, INTERLEAVED)
@@ -161,8 +161,8 @@ def _angles(
 ):  # fmt: skip
     t, h = tl.program_id(0) * T + tl.arange(0, T), tl.arange(0, H)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     position_T = tl.load(positions + t, mask=t < tokens, other=0).to(tl.float32)
     angle_TH = position_T[:, None] * tl.load(frequency + h)[None, :]
     place_TH = t[:, None] * (2 * H) + h[None, :]

@@ -20,8 +20,8 @@ def _embed(
 ):  # fmt: skip
     t, h = tl.program_id(0).to(tl.int64), tl.program_id(1) * H + tl.arange(0, H)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     slot = tl.load(slots + t).to(tl.int64)
     token = tl.load(tokens + slot * stride_tokens + tl.load(positions + t), mask=slot >= 0, other=0).to(tl.int64)
     row = token - first

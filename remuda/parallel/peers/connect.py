@@ -38,7 +38,12 @@ def use_peer_memory(groups: Groups, topology: Topology, traffic: Traffic, device
         memory = _memory(groups.store, f"tp{topology.stage}", topology.tp_rank, topology.tp_size, device)
         nccl = groups.tp.transport
         nccl.all_reduce_(torch.zeros(1, device=device))  # its first use takes a second, now rather than in a request
-        groups.tp.switch(PeerCommunicator(memory, nccl, traffic.hidden_size, traffic.dtype, groups.waits_gave_up))
+        groups.tp.switch(
+            PeerCommunicator(
+                memory, nccl, traffic.hidden_size, traffic.dtype, groups.waits_gave_up,
+                dependent_launch=torch.cuda.get_device_capability(device) >= (9, 0),
+            )
+        )  # fmt: skip
     if topology.pp_size > 1 and one_host:
         memory = _memory(groups.store, "replica", topology.rank, topology.world_size, device)
         groups.link = PeerLink(

@@ -81,8 +81,8 @@ def all_reduce_add_norm(
     if NORM:  # a constant: may be read before the kernel before us has ended
         weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     epoch = tl.load(epoch_ptr + row)
     bits = tl.load(x_ptr.to(tl.pointer_type(BITS)) + row * H + columns, mask=mask, other=0)
     _send_row(bits, peer_table, epoch % 3, row, columns, mask, SENTINEL, BITS, RANK, WORLD, CAPACITY, H)
@@ -111,8 +111,8 @@ def all_reduce(
     columns = tl.arange(0, BLOCK)
     mask = columns < H
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     epoch = tl.load(epoch_ptr + row)
     bits = tl.load(x_ptr.to(tl.pointer_type(BITS)) + row * H + columns, mask=mask, other=0)
     _send_row(bits, peer_table, epoch % 3, row, columns, mask, SENTINEL, BITS, RANK, WORLD, CAPACITY, H)
@@ -137,8 +137,8 @@ def greatest_key(
     at = tl.arange(0, BLOCK)
     mask = at < count
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     epoch = tl.load(epoch_ptr)
     slot = epoch % 3
     last = (epoch + 2) % 3

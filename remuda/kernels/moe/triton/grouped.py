@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from remuda.kernels.device import early
 from remuda.kernels.linear.quantize import quantize_rows
 from remuda.kernels.moe.triton.sort import SortedRows, sort_rows
 from remuda.kernels.moe.triton.weights import ExpertWeights
@@ -45,6 +46,7 @@ def experts_grouped(
     gate_up: Tile,
     down: Tile,
     quantize: bool = False,
+    pdl: bool = False,
 ) -> torch.Tensor:
     """Sum over each token's choices of weight * expert(x), or expert(weight * x): [T, H] in x's dtype.
 
@@ -54,28 +56,30 @@ def experts_grouped(
     (tokens, hidden), top_k = x_TH.shape, expert_Tk.shape[1]
     width, device, dtype = weights.down_EHI.shape[2], x_TH.device, x_TH.dtype
     assert gate_up.block_m == down.block_m, "both products walk over the same tiles"
-    order = sort_rows(expert_Tk, weights.down_EHI.shape[0], gate_up.block_m)
-    x, x_scale = quantize_rows(x_TH) if quantize else (x_TH, None)
+    order = sort_rows(expert_Tk, weights.down_EHI.shape[0], gate_up.block_m, pdl)
+    x, x_scale = quantize_rows(x_TH, pdl) if quantize else (x_TH, None)
     h_RI = torch.empty((tokens * top_k, width), dtype=dtype, device=device)
     _product(
         x, x_scale, weights.gate_up_EJH, weights.gate_up_scale_EJ, weight_Tk if weigh_input else None, order, h_RI,
-        top_k, gate_up, gated=True,
+        top_k, gate_up, gated=True, pdl=pdl,
     )  # fmt: skip
-    h, h_scale = quantize_rows(h_RI) if quantize else (h_RI, None)
+    h, h_scale = quantize_rows(h_RI, pdl) if quantize else (h_RI, None)
     y_RH = torch.empty((tokens * top_k, hidden), dtype=dtype, device=device)
     _product(
         h, h_scale, weights.down_EHI, weights.down_scale_EH, None if weigh_input else weight_Tk, order, y_RH,
-        top_k, down, gated=False,
+        top_k, down, gated=False, pdl=pdl,
     )  # fmt: skip
-    return y_RH if top_k == 1 else sum_choices(y_RH, top_k)
+    return y_RH if top_k == 1 else sum_choices(y_RH, top_k, pdl)
 
 
-def sum_choices(y_RH: torch.Tensor, top_k: int) -> torch.Tensor:
+def sum_choices(y_RH: torch.Tensor, top_k: int, pdl: bool = False) -> torch.Tensor:
     """[T k, H] -> [T, H], in float32 and in order."""
     rows, hidden = y_RH.shape
     y_TH = torch.empty((rows // top_k, hidden), dtype=y_RH.dtype, device=y_RH.device)
     block = min(1024, triton.next_power_of_2(hidden))
-    _sum_kernel[(triton.cdiv(hidden, block), rows // top_k)](y_RH, y_TH, hidden, TOP_K=top_k, BLOCK=block, num_warps=4)
+    _sum_kernel[(triton.cdiv(hidden, block), rows // top_k)](
+        y_RH, y_TH, hidden, TOP_K=top_k, BLOCK=block, PDL=pdl, num_warps=4, **early(pdl)
+    )
     return y_TH
 
 
@@ -90,6 +94,7 @@ def _product(
     top_k: int,
     tile: Tile,
     gated: bool,
+    pdl: bool,
 ) -> None:
     experts, n, k = weight_ENK.shape
     weight: Any = weight_ENK
@@ -100,7 +105,7 @@ def _product(
         order.num_tiles, experts, n, k,
         TOP_K=top_k, GATED=gated, TMA=tile.tma, EVEN_K=k % tile.block_k == 0,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP=tile.group,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        PDL=pdl, num_warps=tile.num_warps, num_stages=tile.num_stages, **early(pdl),
     )  # fmt: skip
 
 
@@ -119,8 +124,12 @@ def _product_kernel(
     x, x_stride, x_scale, weight, scale, route_weight, row_order, tiles, out, num_tiles, experts, outputs, inputs,
     TOP_K: tl.constexpr, GATED: tl.constexpr, TMA: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     tile, block = _place_of_program(num_tiles, tl.cdiv(outputs, BLOCK_N), GROUP)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     e = tl.load(tiles + tile * 3)
     if e < 0 or (GATED and e == experts):
         return
@@ -164,8 +173,11 @@ def _product_kernel(
 
 
 @triton.jit
-def _sum_kernel(rows, out, hidden, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+def _sum_kernel(rows, out, hidden, TOP_K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     token = tl.program_id(1).to(tl.int64)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for choice in tl.static_range(TOP_K):

@@ -9,18 +9,22 @@ import torch
 import triton
 import triton.language as tl
 
+from remuda.kernels.device import early
+
 SIGMOID, SOFTMAX, SOFTMAX_RENORMALIZED = 0, 1, 2
 _FUSED_TOKENS = 16  # beyond that the router is a matrix product
 
 
-def route_sigmoid(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def route_sigmoid(logits_TE: torch.Tensor, top_k: int, pdl: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Best experts by logit and the sigmoid (in float32) of their logits: (expert_Tk int64, weight_Tk float32)."""
-    return _route(logits_TE, top_k, SIGMOID)
+    return _route(logits_TE, top_k, SIGMOID, pdl)
 
 
-def route_softmax(logits_TE: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def route_softmax(
+    logits_TE: torch.Tensor, top_k: int, renormalize: bool, pdl: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Best experts and their share of the softmax (float32) over all; renormalized: over the chosen ones."""
-    return _route(logits_TE, top_k, SOFTMAX_RENORMALIZED if renormalize else SOFTMAX)
+    return _route(logits_TE, top_k, SOFTMAX_RENORMALIZED if renormalize else SOFTMAX, pdl)
 
 
 def router_logits(x_TH: torch.Tensor, router_EH: torch.Tensor) -> torch.Tensor:
@@ -37,7 +41,7 @@ def router_logits(x_TH: torch.Tensor, router_EH: torch.Tensor) -> torch.Tensor:
     return logits_TE
 
 
-def _route(logits_TE: torch.Tensor, top_k: int, kind: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _route(logits_TE: torch.Tensor, top_k: int, kind: int, pdl: bool) -> tuple[torch.Tensor, torch.Tensor]:
     tokens, experts = logits_TE.shape
     expert_Tk = torch.empty((tokens, top_k), dtype=torch.int64, device=logits_TE.device)
     weight_Tk = torch.empty((tokens, top_k), dtype=torch.float32, device=logits_TE.device)
@@ -45,7 +49,8 @@ def _route(logits_TE: torch.Tensor, top_k: int, kind: int) -> tuple[torch.Tensor
         block_e = triton.next_power_of_2(experts)
         _route_kernel[(tokens,)](
             logits_TE, logits_TE.stride(0), expert_Tk, weight_Tk, experts,
-            TOP_K=top_k, KIND=kind, BLOCK_E=block_e, BLOCK_TOP=triton.next_power_of_2(top_k), num_warps=1,
+            TOP_K=top_k, KIND=kind, BLOCK_E=block_e, BLOCK_TOP=triton.next_power_of_2(top_k), PDL=pdl,
+            num_warps=1, **early(pdl),
         )  # fmt: skip
     return expert_Tk, weight_Tk
 
@@ -66,11 +71,14 @@ def _router_kernel(x, x_stride, router, logits, experts, hidden, BLOCK_K: tl.con
 @triton.jit
 def _route_kernel(
     logits, logits_stride, expert_out, weight_out, experts,
-    TOP_K: tl.constexpr, KIND: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_TOP: tl.constexpr,
+    TOP_K: tl.constexpr, KIND: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_TOP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One token per program: k times the best of what is left, which the register of one warp holds."""
     token = tl.program_id(0)
     e = tl.arange(0, BLOCK_E)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     left = tl.load(logits + token * logits_stride + e, mask=e < experts, other=float("-inf")).to(tl.float32)
     best = tl.max(left, 0)
     total = tl.sum(tl.exp(left - best), 0)

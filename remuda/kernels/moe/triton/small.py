@@ -64,7 +64,7 @@ def experts_small(
 
 
 @triton.jit
-def _dot_rows(x, weight, scale, outputs, inputs, n, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):
+def dot_rows(x, weight, scale, outputs, inputs, n, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):
     """Outputs `n` of weight @ x, float32. The weight is [outputs, inputs] in sequence; rows past the end give 0."""
     k = tl.arange(0, BLOCK_K)
     rows_N1, inside_N1 = weight + n[:, None] * inputs, (n < outputs)[:, None]
@@ -81,7 +81,7 @@ def _dot_rows(x, weight, scale, outputs, inputs, n, BLOCK_N: tl.constexpr, BLOCK
 
 
 @triton.jit
-def _prefetch_rows(weight, n, outputs, inputs, LINES: tl.constexpr):
+def prefetch_rows(weight, n, outputs, inputs, LINES: tl.constexpr):
     """Ask the second-level cache for whole rows; lines past the end of one ask for its last again."""
     per_line: tl.constexpr = 128 // (weight.dtype.element_ty.primitive_bitwidth // 8)
     column = tl.minimum(tl.arange(0, LINES) * per_line, inputs - 1)
@@ -101,7 +101,7 @@ def _gate_up_kernel(
     row = tl.program_id(1)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_launch_dependents()  # not before: what down reads while it waits is there now
     e = tl.load(expert + row).to(tl.int64)
     if e < 0:
         return  # nobody reads this row's h
@@ -109,7 +109,7 @@ def _gate_up_kernel(
     weight += e * (2 * width) * hidden
     if scale is not None:
         scale += e * (2 * width)
-    y_N = _dot_rows(x + row // TOP_K * x_stride, weight, scale, 2 * width, hidden, n, BLOCK_N, BLOCK_K, STAGES)
+    y_N = dot_rows(x + row // TOP_K * x_stride, weight, scale, 2 * width, hidden, n, BLOCK_N, BLOCK_K, STAGES)
     if WEIGH:
         y_N *= tl.load(route_weight + row)
     gate, up = tl.split(tl.reshape(y_N, (BLOCK_N // 2, 2)))
@@ -128,12 +128,12 @@ def _down_kernel(
     token = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     if PDL:  # the routes are older than gate_up, which waited for them before it let this kernel start
+        tl.extra.cuda.gdc_launch_dependents()
         for choice in tl.range(0, TOP_K):
             e = tl.load(expert + token * TOP_K + choice).to(tl.int64)
             if e >= 0:
-                _prefetch_rows(weight + e * hidden * width, n, hidden, width, LINES)
+                prefetch_rows(weight + e * hidden * width, n, hidden, width, LINES)
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     y_N = tl.zeros((BLOCK_N,), tl.float32)
     for choice in tl.range(0, TOP_K):
         row = token * TOP_K + choice
@@ -142,7 +142,5 @@ def _down_kernel(
             factor = tl.load(route_weight + row) if WEIGH else 1.0
             own_weight = weight + e * hidden * width
             own_scale = None if scale is None else scale + e * hidden
-            y_N += factor * _dot_rows(
-                h + row * width, own_weight, own_scale, hidden, width, n, BLOCK_N, BLOCK_K, STAGES
-            )
+            y_N += factor * dot_rows(h + row * width, own_weight, own_scale, hidden, width, n, BLOCK_N, BLOCK_K, STAGES)
     tl.store(y + token * hidden + n, y_N.to(y.dtype.element_ty), mask=n < hidden)

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from remuda.kernels.device import early
+
 TILE_FIELDS = 3  # expert (-1: unused), first place, end
 
 
@@ -28,7 +30,7 @@ class SortedRows:
         return self.tiles_N3.shape[0]
 
 
-def sort_rows(expert_Tk: torch.Tensor, experts: int, block_m: int) -> SortedRows:
+def sort_rows(expert_Tk: torch.Tensor, experts: int, block_m: int, pdl: bool = False) -> SortedRows:
     """A stable counting sort: one program per expert counts all rows and places its own."""
     rows, device = expert_Tk.numel(), expert_Tk.device
     touched = min(rows, experts + 1)
@@ -39,7 +41,7 @@ def sort_rows(expert_Tk: torch.Tensor, experts: int, block_m: int) -> SortedRows
     _sort_kernel[(experts + 1,)](
         expert_Tk, row_R, end_E, tiles_N3, rows, experts, num_tiles,
         BLOCK_M=block_m, BLOCK_R=min(4096, max(32, triton.next_power_of_2(rows))),
-        BINS=max(32, triton.next_power_of_2(experts + 1)), num_warps=4,
+        BINS=max(32, triton.next_power_of_2(experts + 1)), PDL=pdl, num_warps=4, **early(pdl),
     )  # fmt: skip
     return SortedRows(row_R, end_E, tiles_N3)
 
@@ -47,10 +49,13 @@ def sort_rows(expert_Tk: torch.Tensor, experts: int, block_m: int) -> SortedRows
 @triton.jit(do_not_specialize=["rows", "experts", "num_tiles"])
 def _sort_kernel(
     expert, row_out, end_out, tiles, rows, experts, num_tiles,
-    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BINS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BINS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     mine = tl.program_id(0)
     offset = tl.arange(0, BLOCK_R)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     count = tl.zeros((BINS,), tl.int32)
     for start in tl.range(0, rows, BLOCK_R):
         inside = start + offset < rows

@@ -13,9 +13,8 @@ SMALL_ROWS = 8  # up to so many rows (a token's choice each) every row reads its
 
 def small_streams(itemsize: int) -> tuple[Stream, Stream]:
     """For gate_up and down: 16 bytes per lane and row at a time, so that activations lie as the weights do."""
-    if itemsize == 1:
-        return Stream(8, 1024, num_warps=4), Stream(8, 1024, num_warps=4)
-    return Stream(8, 1024, num_warps=4), Stream(8, 1024, num_warps=4)
+    stream = Stream(8 if itemsize == 1 else 4, 1024, num_warps=4, num_stages=3)
+    return stream, stream
 
 
 def tiles(rows_per_expert: float, itemsize: int) -> tuple[Tile, Tile]:
