@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TextIO
 
-from remuda.protocol.request import EngineProgress
+from remuda.protocol.progress import PhaseProgress
 
 _BAR_WIDTH = 24
 
@@ -61,7 +61,7 @@ class StartupPrinter:
         """A line of its own."""
         self._write(("\r\x1b[2K" if self._terminal else "") + text + "\n")
 
-    def progress(self, message: EngineProgress) -> None:
+    def progress(self, message: PhaseProgress) -> None:
         self._phases.setdefault(message.phase, _Phase()).done[message.rank] = message.done, message.total
         for name, phase in self._phases.items():
             if name == message.phase:

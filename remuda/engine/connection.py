@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from remuda.protocol.errors import ReplicaDied
+from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.request import (
     ClientMessage,
     EngineFailed,
-    EngineProgress,
     EngineReady,
     EngineStats,
     Shutdown,
@@ -30,7 +30,7 @@ class EngineConnection(asyncio.Protocol):
     """
 
     def __init__(
-        self, engine: AsyncEngine, how_it_ended: Callable[[], str], on_progress: Callable[[EngineProgress], None]
+        self, engine: AsyncEngine, how_it_ended: Callable[[], str], on_progress: Callable[[PhaseProgress], None]
     ) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[EngineReady] = loop.create_future()
@@ -96,7 +96,7 @@ class EngineConnection(asyncio.Protocol):
         match message:
             case StepOutputs() | EngineStats():
                 self._engine.take(message)
-            case EngineProgress():
+            case PhaseProgress():
                 self._on_progress(message)
             case EngineReady():
                 self._engine.attach(self)

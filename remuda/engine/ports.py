@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from remuda.protocol.step import MemoryReport, PhaseProgress, StepPlan, StepResult
+from remuda.protocol.progress import PhaseProgress
+from remuda.protocol.step import MemoryReport, StepPlan, StepResult
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from remuda.protocol.request import (
     AbortRequest,
     EngineFailed,
     EngineMessage,
-    EngineProgress,
     EngineReady,
     EngineRequest,
     FinishReason,
@@ -28,7 +27,6 @@ from remuda.protocol.request import (
     StatsRequest,
     StepOutputs,
 )
-from remuda.protocol.step import PhaseProgress
 from remuda.protocol.wire import Channel, WireError, engine_side_of_client
 
 
@@ -39,7 +37,7 @@ def run_engine(config: EngineConfig, executor: Executor, client_socket: socket.s
     """
     channel = engine_side_of_client(client_socket)
     try:
-        start = executor.start(lambda progress: channel.send(_progress(progress)))
+        start = executor.start(channel.send)
         core = EngineCore(config, executor, start)
         garbage = PacedGarbageCollector()  # for good: this process does nothing else afterwards
         channel.send(_ready(config, core, start))
@@ -100,10 +98,6 @@ def _handle(core: EngineCore, channel: Channel, message: object) -> None:
 def _refusal(request_id: str, error: RemudaError) -> RequestOutput:
     reason = RequestError(error.message, error.http_status, error.param, error.code)
     return RequestOutput(request_id, [], FinishReason.ERROR, error=reason)
-
-
-def _progress(progress: PhaseProgress) -> EngineMessage:
-    return EngineProgress(progress.phase, progress.rank, progress.done, progress.total, progress.detail)
 
 
 def _ready(config: EngineConfig, core: EngineCore, start: StartReport) -> EngineMessage:

@@ -15,7 +15,8 @@ from remuda.executor.sizing import agree_on_pages
 from remuda.executor.threads import threads_of_a_rank
 from remuda.parallel.topology import topology_of
 from remuda.protocol.errors import ConfigError
-from remuda.protocol.step import PhaseProgress, StepPlan, StepResult
+from remuda.protocol.progress import PhaseProgress
+from remuda.protocol.step import StepPlan, StepResult
 
 if TYPE_CHECKING:
     from remuda.worker.worker import Worker

@@ -21,12 +21,12 @@ from remuda.executor.supervision import Evidence
 from remuda.parallel.topology import node_of
 from remuda.protocol.errors import RemudaError, ReplicaDied
 from remuda.protocol.nodes import NodeFailed, NodeHello, NodeRefused, NodeWelcome, RankExited, StopNode
+from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.step import (
     AdoptNative,
     AllocateCache,
     Hello,
     MemoryReport,
-    PhaseProgress,
     RankFailed,
     RankReady,
     StepPlan,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from remuda.config.engine import EngineConfig
 from remuda.engine.ports import StartReport
 from remuda.executor.sizing import most_useful_pages
-from remuda.protocol.step import MemoryReport, PhaseProgress, StepPlan, StepResult
+from remuda.protocol.progress import PhaseProgress
+from remuda.protocol.step import MemoryReport, StepPlan, StepResult
 
 
 class NoopExecutor:

@@ -23,11 +23,11 @@ from remuda.executor.threads import threads_of_a_rank
 from remuda.parallel.groups import Groups, MeshError, Rendezvous, connect_groups
 from remuda.parallel.topology import Topology, topology_of
 from remuda.protocol.errors import RemudaError
+from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.step import (
     AdoptNative,
     AllocateCache,
     Hello,
-    PhaseProgress,
     RankFailed,
     RankReady,
     StepPlan,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from remuda.config.engine import EngineConfig
 from remuda.launch.replica import Replica
-from remuda.protocol.request import EngineProgress, EngineReady
+from remuda.protocol.progress import PhaseProgress
+from remuda.protocol.request import EngineReady
 from remuda.server.config import ServerConfig
 from remuda.server.listen import listen
 
@@ -23,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Observer(Protocol):
     """Who is told how far things are."""
 
-    def progress(self, progress: EngineProgress) -> None: ...
+    def progress(self, progress: PhaseProgress) -> None: ...
 
     def ready(self, ready: EngineReady) -> None:
         """Every rank has passed its self-test."""

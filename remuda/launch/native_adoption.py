@@ -12,7 +12,8 @@ from remuda.engine.ports import StartReport
 from remuda.executor.inproc import InprocExecutor
 from remuda.executor.multiproc import MultiprocExecutor
 from remuda.kernels.native.build import NativeUnavailable, build, build_in_background
-from remuda.protocol.step import PhaseProgress, StepPlan, StepResult
+from remuda.protocol.progress import PhaseProgress
+from remuda.protocol.step import StepPlan, StepResult
 
 _POLL_S = 0.1
 

@@ -11,7 +11,8 @@ from remuda.config.engine import EngineConfig
 from remuda.engine.connection import EngineConnection
 from remuda.launch.engine_process import EngineProcess
 from remuda.protocol.errors import ReplicaDied
-from remuda.protocol.request import EngineProgress, EngineReady
+from remuda.protocol.progress import PhaseProgress
+from remuda.protocol.request import EngineReady
 
 if TYPE_CHECKING:
     from remuda.engine.client import AsyncEngine
@@ -52,7 +53,7 @@ class Replica:
         self._end_process()
 
     async def start(
-        self, engine: AsyncEngine, on_progress: Callable[[EngineProgress], None] = lambda progress: None
+        self, engine: AsyncEngine, on_progress: Callable[[PhaseProgress], None] = lambda progress: None
     ) -> EngineReady:
         """Bring up every rank; from then on `engine` sends its requests there.
 

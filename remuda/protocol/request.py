@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.sampling import SamplingParams
 
 
@@ -129,16 +130,6 @@ class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     report: str
 
 
-class EngineProgress(msgspec.Struct, frozen=True, tag="progress"):
-    """A start-up phase moved: `done` of `total` units (bytes for weights), by rank."""
-
-    phase: str
-    rank: int
-    done: int
-    total: int
-    detail: str = ""
-
-
 class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     """The replica is gone. Every open request ends with this message."""
 
@@ -147,4 +138,4 @@ class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     rank: int | None = None
 
 
-EngineMessage = StepOutputs | EngineStats | EngineReady | EngineProgress | EngineFailed
+EngineMessage = StepOutputs | EngineStats | EngineReady | PhaseProgress | EngineFailed

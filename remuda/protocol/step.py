@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.request import ImageInput, TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
 
@@ -90,14 +91,6 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     host: str
     version: str
     config_hash: str
-
-
-class PhaseProgress(msgspec.Struct, frozen=True, tag="progress"):
-    rank: int
-    phase: str  # handshake, mesh, weights, memory, self-test
-    done: int
-    total: int
-    detail: str = ""
 
 
 class MemoryReport(msgspec.Struct, frozen=True, tag="memory"):

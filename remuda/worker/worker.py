@@ -13,8 +13,9 @@ from remuda.config.engine import EngineConfig
 from remuda.parallel.groups import Groups
 from remuda.parallel.topology import Topology, expert_range, node_of, node_ranks
 from remuda.protocol.errors import RemudaError
+from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.sampling import SamplingParams
-from remuda.protocol.step import MemoryReport, NewSequence, PhaseProgress, StepPlan, StepResult
+from remuda.protocol.step import MemoryReport, NewSequence, StepPlan, StepResult
 from remuda.worker.devices import make_runner
 from remuda.worker.kv_pool import page_of
 from remuda.worker.runner import AnyRunner

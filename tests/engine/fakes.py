@@ -18,12 +18,12 @@ from remuda.engine.drafting import Drafter
 from remuda.engine.ports import Executor, StartReport
 from remuda.engine.sequence import Sequence
 from remuda.kv.specs import AnyAttention, ChunkedLocal, FullAttention, SlidingWindow
+from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.request import EngineRequest, FinishReason, ImageInput, RequestOutput, TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import (
     MemoryReport,
     NewSequence,
-    PhaseProgress,
     PromptLogprobs,
     StepPlan,
     StepResult,

@@ -17,10 +17,10 @@ from remuda.config.engine import EngineConfig
 from remuda.engine.ports import Executor, StartReport
 from remuda.engine.process import run_engine
 from remuda.protocol.errors import ConfigError, ReplicaDied
+from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.request import (
     AbortRequest,
     EngineFailed,
-    EngineProgress,
     EngineReady,
     EngineStats,
     FinishReason,
@@ -30,7 +30,7 @@ from remuda.protocol.request import (
     StatsRequest,
     StepOutputs,
 )
-from remuda.protocol.step import PhaseProgress, StepResult
+from remuda.protocol.step import StepResult
 from remuda.protocol.wire import Channel, WireError, client_side
 from tests.engine.fakes import FakeRanks, brute_force, engine_config, request
 
@@ -143,7 +143,7 @@ def engine(ranks: type[FakeRanks] = FakeRanks, *, immediate: bool = False, **sch
 def test_start_serve_and_stop(immediate: bool) -> None:
     with engine(immediate=immediate) as e:
         start = e.until(EngineReady)
-        assert isinstance(start[0], EngineProgress) and start[0].phase == "weights"
+        assert isinstance(start[0], PhaseProgress) and start[0].phase == "weights"
         ready = start[-1]
         assert isinstance(ready, EngineReady)
         assert (ready.max_model_len, ready.kv_pages, ready.block_size) == (256, 2000, 4)

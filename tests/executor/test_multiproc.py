@@ -17,7 +17,8 @@ import pytest
 from remuda.config.engine import EngineConfig
 from remuda.executor.multiproc import MultiprocExecutor
 from remuda.protocol.errors import RemudaError, ReplicaDied
-from remuda.protocol.step import PhaseProgress, StepPlan
+from remuda.protocol.progress import PhaseProgress
+from remuda.protocol.step import StepPlan
 from tests.executor.replica import config, decode, prefill, wait_for
 from tests.processes import descendants, titled, wait_until_gone
 

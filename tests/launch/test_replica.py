@@ -16,7 +16,8 @@ from remuda.engine.output import OutputProcessor
 from remuda.launch.replica import Replica
 from remuda.metrics.serving import ServingMetrics
 from remuda.protocol.errors import ReplicaDied
-from remuda.protocol.request import EngineFailed, EngineProgress
+from remuda.protocol.progress import PhaseProgress
+from remuda.protocol.request import EngineFailed
 from remuda.protocol.sampling import SamplingParams
 from tests.server.fake_engine import FakeEngine
 from tests.text import tiny
@@ -112,7 +113,7 @@ def test_stopping_it_ends_what_is_open_and_is_no_death() -> None:
 
 
 def test_start_up_is_followed_and_its_failure_reported() -> None:
-    seen: list[EngineProgress] = []
+    seen: list[PhaseProgress] = []
 
     async def body(replica: Replica, engine: AsyncEngine, engines: Engines) -> None:
         start = asyncio.create_task(replica.start(engine, seen.append))
@@ -120,7 +121,7 @@ def test_start_up_is_followed_and_its_failure_reported() -> None:
             await asyncio.sleep(0)
         with pytest.raises(ReplicaDied, match="still starting"):
             ask(engine)
-        engines.spawned[0].channel.send(EngineProgress("weights", 1, 5, 10))
+        engines.spawned[0].channel.send(PhaseProgress(1, "weights", 5, 10))
         engines.spawned[0].channel.send(EngineFailed("no memory"))
         with pytest.raises(ReplicaDied, match="no memory"):
             await start
