@@ -6,7 +6,8 @@ the host sees to the oldest in `poll`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from remuda.config.engine import EngineConfig
@@ -37,24 +38,26 @@ class InprocExecutor:
         import torch
 
         from remuda.parallel.groups import single_rank_groups
+        from remuda.worker.faults import explained
         from remuda.worker.worker import Worker
 
+        self._explained, self._inference_mode = explained, torch.inference_mode
         torch.set_num_threads(threads_of_a_rank(self._config))
-        worker = Worker(self._config, topology_of(0, self._config.parallel), single_rank_groups(), progress)
-        report = worker.load()
-        pages = agree_on_pages(self._config, [report])
-        progress(PhaseProgress(0, "memory", 1, 1))
-        worker.allocate(pages)
-        worker.self_test()
+        with explained(gpu=0):
+            worker = Worker(self._config, topology_of(0, self._config.parallel), single_rank_groups(), progress)
+            report = worker.load()
+            pages = agree_on_pages(self._config, [report])
+            progress(PhaseProgress(0, "memory", 1, 1))
+            worker.allocate(pages)
+            worker.self_test()
         progress(PhaseProgress(0, "self-test", 1, 1))
         self._worker = worker
-        self._inference_mode = torch.inference_mode
         return StartReport(pages, [report], plans_in_flight=worker.runner.max_launched)
 
     def submit(self, plan: StepPlan) -> None:
         worker = self._worker
         assert worker is not None, "submit before start"
-        with self._inference_mode():
+        with self._computing():
             while worker.launched and not worker.may_launch_ahead():
                 self._finish_oldest(worker)
             worker.launch(worker.prepare(plan))
@@ -62,12 +65,17 @@ class InprocExecutor:
 
     def poll(self, block: bool = False) -> list[StepResult]:
         if (worker := self._worker) is not None and worker.launched:
-            with self._inference_mode():
+            with self._computing():
                 self._finish_computed(worker)
                 if block and not self._results:
                     self._finish_oldest(worker)
         results, self._results = self._results, []
         return results
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with self._explained(gpu=0), self._inference_mode():
+            yield
 
     def _finish_computed(self, worker: Worker) -> None:
         while worker.launched and not worker.patience_s():

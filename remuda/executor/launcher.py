@@ -26,6 +26,17 @@ from remuda.protocol.errors import RemudaError
 from remuda.protocol.nodes import NodeFailed, NodeHello, NodeRefused, NodeWelcome, RankExited, StopNode
 from remuda.protocol.wire import Channel, WireError, node_side
 
+_NCCL = {
+    # torch's watchdog thread would end the process without a word of ours: a rank notices by itself, and says so.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    # Multicast in NVLink's switches is for machines whose GPUs nobody else uses; they stay as they are set.
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+}
 _EVIDENCE_S = 0.2  # after a first death, wait so long for others: the killed one matters more than its mourners
 
 
@@ -70,6 +81,8 @@ class Launcher:
         # A fork keeps only the calling thread: libraries must not have started pools of their own by then.
         os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its store warns of host names that nobody needs
+        for name, value in _NCCL.items():
+            os.environ.setdefault(name, value)
         from remuda.executor.rank import RankPlace, RankProcess, become_child_of
         from remuda.parallel.groups import Rendezvous
 
@@ -90,7 +103,8 @@ class Launcher:
                         self._store_fd if rank == 0 else None,
                         len(node_ranks(self._node, config.parallel)),
                     )
-                    code = RankProcess(config, RankPlace(rank, self._node, self._engine, rendezvous)).run()
+                    process = RankProcess(config, RankPlace(rank, self._node, self._engine, rendezvous))
+                    code = process.run()
                 finally:
                     os._exit(code)
             self._ranks[os.pidfd_open(pid)] = (rank, pid)

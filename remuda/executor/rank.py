@@ -22,7 +22,7 @@ from remuda.executor.address import Address
 from remuda.executor.threads import threads_of_a_rank
 from remuda.parallel.groups import Groups, MeshError, Rendezvous, connect_groups
 from remuda.parallel.topology import Topology, topology_of
-from remuda.protocol.errors import RemudaError
+from remuda.protocol.errors import DeviceFailed, RemudaError
 from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.step import (
     AdoptNative,
@@ -35,6 +35,7 @@ from remuda.protocol.step import (
 )
 from remuda.protocol.wire import Channel, WireError, rank_side
 from remuda.worker.devices import gpu_index
+from remuda.worker.faults import explained
 from remuda.worker.kv_pool import compute_dtype
 from remuda.worker.worker import Step, Worker
 
@@ -65,6 +66,8 @@ class RankProcess:
         self._topology: Topology = topology_of(place.rank, config.parallel)
 
     def run(self) -> int:
+        # What holds the device stays referenced here until the process exits: the destructors of a broken device's
+        # graphs and communicators may wait for it forever.
         topology = self._topology
         setproctitle(f"remuda: rank {topology.rank} tp{topology.tp_rank} pp{topology.stage}")
         try:
@@ -73,11 +76,12 @@ class RankProcess:
         except RemudaError:
             return 3
         try:
-            worker = self._start()
-            self._serve(worker)
-            with contextlib.suppress(MeshError):  # a neighbour may still wait for what is on its way from us
-                worker.groups.part(_STOP_TOGETHER_S)
-            worker.close()
+            with explained(gpu_index(topology, self._config)):
+                worker = self._start()
+                self._serve(worker)
+                with contextlib.suppress(MeshError):  # a neighbour may still wait for what is on its way from us
+                    worker.groups.part(_STOP_TOGETHER_S)
+                worker.close()
         except WireError:  # the engine is gone; so must we be
             return 3
         except Exception as error:
@@ -107,7 +111,8 @@ class RankProcess:
         config = self._config
         torch.set_num_threads(threads_of_a_rank(config))
         self._enter("mesh")
-        worker = Worker(config, self._topology, self._connect(), self._progress)
+        self._groups = self._connect()
+        worker = self._worker = Worker(config, self._topology, self._groups, self._progress)
         self._enter("weights")
         self._channel.send(worker.load())
         self._enter("memory")
@@ -192,7 +197,8 @@ class RankProcess:
     def _report(self, error: Exception) -> int:
         rank, node, phase = self._place.rank, self._place.node, self._phase
         if isinstance(error, RemudaError):
-            failed = RankFailed(rank, node, phase, error.message, code=error.code)
+            trace = traceback.format_exc() if isinstance(error, DeviceFailed) else ""  # it names the kernel, at best
+            failed = RankFailed(rank, node, phase, error.message, trace, code=error.code)
         else:
             failed = RankFailed(rank, node, phase, f"{type(error).__name__}: {error}", traceback.format_exc())
         try:

@@ -73,6 +73,18 @@ class PeerLost(RemudaError):
     default_code = "peer_lost"
 
 
+class DeviceOutOfMemory(RemudaError):
+    """A rank's GPU has no memory left for what it was to do."""
+
+    default_code = "gpu_out_of_memory"
+
+
+class DeviceFailed(RemudaError):
+    """A rank's GPU is lost, or a kernel broke on it: nothing more can be computed there by this process."""
+
+    default_code = "gpu_failed"
+
+
 class ShuttingDown(RemudaError):
     http_status = 503
     kind = "service_unavailable_error"

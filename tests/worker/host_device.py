@@ -20,8 +20,8 @@ from tests.worker.fakes import FakeModel
 class Now:
     """A moment that has come."""
 
-    def wait(self) -> None:
-        return
+    def wait(self, timeout_s: float) -> bool:
+        return True
 
     def has_come(self) -> bool:
         return True
@@ -42,6 +42,9 @@ class HostDevice:
 
     def free_bytes(self) -> tuple[int, int]:
         return 8 << 30, 8 << 30
+
+    def trim(self) -> None:
+        return
 
 
 class AtOnce:

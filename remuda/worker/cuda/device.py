@@ -5,6 +5,7 @@ Everything else in this folder is plain torch, so that its tests run on any mach
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +17,8 @@ from remuda.protocol.errors import RemudaError
 class Moment(Protocol):
     """A point in the order of a device's work."""
 
-    def wait(self) -> None:
-        """Until the device has got there."""
+    def wait(self, timeout_s: float) -> bool:
+        """Until the device has got there; False if it has not in time."""
         ...
 
     def has_come(self) -> bool: ...
@@ -55,8 +56,12 @@ class _Event:
         self._event = torch.cuda.Event()
         self._event.record()
 
-    def wait(self) -> None:
-        self._event.synchronize()
+    def wait(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not self._event.query():  # as synchronize() does, but not forever
+            if time.monotonic() > deadline:
+                return False
+        return True
 
     def has_come(self) -> bool:
         return self._event.query()

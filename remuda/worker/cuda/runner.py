@@ -21,7 +21,7 @@ from remuda.models.registry import build_model
 from remuda.parallel.groups import Groups
 from remuda.parallel.p2p import DeviceLink
 from remuda.parallel.topology import Topology
-from remuda.protocol.errors import RemudaError
+from remuda.protocol.errors import PeerLost
 from remuda.protocol.step import StepPlan, StepResult
 from remuda.weights.loader import LoadReport, Progress
 from remuda.worker.cuda.device import Device, Moment
@@ -35,6 +35,7 @@ from remuda.worker.images import ImageRows
 from remuda.worker.kv_pool import KVPool, compute_dtype
 from remuda.worker.state import BatchState, Rows
 
+_COMPILATION_S = 60.0  # that another rank may need for kernels which it runs for the first time
 _LOOK_S = 50e-6  # how often the host looks whether a step is done while it waits for messages
 
 
@@ -158,9 +159,12 @@ class CudaRunner:
         return 0.0 if run.done.has_come() else _LOOK_S
 
     def finish(self, run: CudaRun) -> StepResult | None:
-        run.done.wait()
+        if not run.done.wait(timeout_s := self._config.parallel.distributed_timeout_s + _COMPILATION_S):
+            raise PeerLost(
+                f"step {run.plan.step} is not done after {timeout_s:.0f} s: this GPU waits for another rank's"
+            )
         if run.gave_up is not None and run.gave_up.item():
-            raise RemudaError("this GPU waited in vain for what another rank's GPU should have written into its memory")
+            raise PeerLost("this GPU waited in vain for what another rank's GPU should have written into its memory")
         if not self._topology.is_driver:
             return None
         if run.answer is None:
