@@ -122,6 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.92)
     parser.add_argument("--kv-cache-memory-bytes", type=int)
     parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--trace-dir", help="write when each card worked, for timeline.py")
     return parser.parse_args()
 
 
@@ -136,6 +137,7 @@ def attempt(measure: Callable[[Bench], Row], bench: Bench) -> Row:
 ENGINE_OPTIONS = (
     "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel", "device", "max_model_len",
     "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager",
+    "trace_dir",
 )  # fmt: skip
 
 

@@ -187,6 +187,8 @@ ENGINE_FLAGS = (
         (
             Flag("device", "where the ranks compute", default="auto", choices=("auto", "cuda", "cpu")),
             Flag("enforce-eager", "on GPUs: run decode steps kernel by kernel, not from CUDA graphs", bool, False),
+            Flag("trace-dir", "on GPUs: each rank writes here, when it stops, when its device worked on which step",
+                 metavar="DIR"),
             Flag("threads-per-rank", "threads of a rank; 0: this node's cores / its ranks", int, 0, metavar="N"),
             Flag("native-kernels", "auto: built in the background, adopted when ready; require: waited for at start",
                  default="auto", choices=("auto", "off", "require")),

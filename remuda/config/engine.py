@@ -66,15 +66,17 @@ class EngineConfig(msgspec.Struct, frozen=True):
     threads_per_rank: int = 0  # 0: cores of this node / ranks on it, at least 1
     load_format: str = "auto"  # auto: safetensors | dummy: random weights
     enforce_eager: bool = False  # no CUDA graphs
+    trace_dir: str = ""  # each rank of a GPU writes rank-<n>.json here when it stops: when its device worked on a step
     native_kernels: str = "auto"  # auto | off | require
     seed: int = 0
     startup_timeout_s: float = 600.0
     simulation: SimulationConfig | None = None
 
     def digest(self) -> str:
-        """Equal on every process of a replica, whatever its node (node_rank and the local path are left out)."""
+        """Equal on every process of a replica, whatever its node (node_rank and local paths are left out)."""
         same = msgspec.structs.replace(
             self,
+            trace_dir="",
             parallel=msgspec.structs.replace(self.parallel, node_rank=0),
             model=msgspec.structs.replace(self.model, path=""),
         )

@@ -134,6 +134,15 @@ def device(name: str, dtype: str, ranks_here: int) -> str:
     return chosen
 
 
+def trace_dir(told: str | None, device: str) -> str:
+    """--trace-dir, absolute for the ranks' sake."""
+    if told is None:
+        return ""
+    if device != "cuda":
+        raise ConfigError("--trace-dir needs GPUs, whose events it is made of")
+    return os.path.abspath(told)
+
+
 def free_bytes(device: str, ranks_here: int) -> int:
     """What is free for all ranks of this machine together: of its memory, or of the fullest of its GPUs for each."""
     if device == "cpu":

@@ -113,6 +113,7 @@ def test_explicit_stage_boundaries(model: Path) -> None:
             "--kv-cache-memory-bytes: the KV caches",
         ),
         ({"long_prefill_token_threshold": -1}, "negative"),
+        ({"trace_dir": "traces"}, "--trace-dir needs GPUs"),
     ],
 )
 def test_what_cannot_work_is_refused(model: Path, keywords: dict[str, Any], expected: str) -> None:

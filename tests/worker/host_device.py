@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +28,14 @@ class Now:
         return True
 
 
+class TimedNow:
+    def __init__(self) -> None:
+        self._clock_s = time.monotonic()
+
+    def clock_s(self) -> float:
+        return self._clock_s
+
+
 class HostDevice:
     torch_device = torch.device("cpu")
     captures = False
@@ -39,6 +48,9 @@ class HostDevice:
 
     def moment(self) -> Now:
         return Now()
+
+    def instant(self) -> TimedNow:
+        return TimedNow()
 
     def free_bytes(self) -> tuple[int, int]:
         return 8 << 30, 8 << 30

@@ -6,6 +6,7 @@ Everything else in this folder is plain torch, so that its tests run on any mach
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,14 @@ class Moment(Protocol):
     def has_come(self) -> bool: ...
 
 
+class Instant(Protocol):
+    """A moment that is timed."""
+
+    def clock_s(self) -> float:
+        """When it was, on the host's monotonic clock; only once it has come."""
+        ...
+
+
 class Device(Protocol):
     """One device and the order of its work: what is given to it later happens later."""
 
@@ -40,6 +49,10 @@ class Device(Protocol):
 
     def moment(self) -> Moment:
         """The end of all work given so far."""
+        ...
+
+    def instant(self) -> Instant:
+        """The same, to be timed."""
         ...
 
     def free_bytes(self) -> tuple[int, int]:
@@ -67,6 +80,18 @@ class _Event:
         return self._event.query()
 
 
+class _TimedEvent:
+    """Events tell differences only: `origin` has come at `origin_s` of the host's clock."""
+
+    def __init__(self, origin: torch.cuda.Event, origin_s: float) -> None:
+        self._origin, self._origin_s = origin, origin_s
+        self._event = torch.cuda.Event(enable_timing=True)
+        self._event.record()
+
+    def clock_s(self) -> float:
+        return self._origin_s + self._origin.elapsed_time(self._event) * 1e-3
+
+
 class Gpu:
     """A CUDA device. `index` counts the devices that CUDA_VISIBLE_DEVICES shows to this process."""
 
@@ -91,6 +116,17 @@ class Gpu:
 
     def moment(self) -> Moment:
         return _Event()
+
+    def instant(self) -> Instant:
+        return _TimedEvent(*self._origin)
+
+    @cached_property
+    def _origin(self) -> tuple[torch.cuda.Event, float]:
+        event = torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        event.record()
+        event.synchronize()
+        return event, time.monotonic()
 
     def free_bytes(self) -> tuple[int, int]:
         return torch.cuda.mem_get_info(self.torch_device)

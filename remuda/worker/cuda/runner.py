@@ -29,6 +29,7 @@ from remuda.worker.cuda.graphs import DecodeGraphs, Outputs, bucket_of
 from remuda.worker.cuda.memory import kv_bytes_of_gpu
 from remuda.worker.cuda.resident import ResidentBatch
 from remuda.worker.cuda.sampler import Answer, DeviceSampler, Wanted
+from remuda.worker.cuda.timeline import timeline_of
 from remuda.worker.drafts import Drafts
 from remuda.worker.feedback import TokenFeedback
 from remuda.worker.images import ImageRows
@@ -62,6 +63,7 @@ class CudaRunner:
         self._tp = groups.tp
         self._link = cast("DeviceLink | None", groups.link)
         self._device = device
+        self._timeline = timeline_of(config.trace_dir, device, topology)
         self._dtype = compute_dtype(config.model)
         self.max_launched = 2 if topology.pp_size == 1 else topology.pp_size + 1
         self.model: Model
@@ -133,6 +135,7 @@ class CudaRunner:
         self._resident.grant(run.plan)
         for step, rows in run.due:
             self._take_in(step, rows)
+        self._timeline.begin()
         rows = run.rows
         if rows.drafts is not None:  # after what was chosen behind wrong ones, in the same places
             self._keep_drafts(rows.drafts)
@@ -142,6 +145,7 @@ class CudaRunner:
             self._launch_mixed(run)
         if self._groups.waits_gave_up is not None:
             run.gave_up = self._device.fetch(self._groups.waits_gave_up)
+        self._timeline.end(run.plan.step, len(rows.slots_S), rows.total_tokens)
         run.done = self._device.moment()
 
     def _keep_drafts(self, drafts: Drafts) -> None:
@@ -163,6 +167,7 @@ class CudaRunner:
             raise PeerLost(
                 f"step {run.plan.step} is not done after {timeout_s:.0f} s: this GPU waits for another rank's"
             )
+        self._timeline.settle()
         if run.gave_up is not None and run.gave_up.item():
             raise PeerLost("this GPU waited in vain for what another rank's GPU should have written into its memory")
         if not self._topology.is_driver:
@@ -256,7 +261,12 @@ class CudaRunner:
             return None
         link = self._link
         assert link is not None
-        return lambda hidden_BH: link.receive_hidden_(hidden_BH[:count], run.plan.step)
+
+        def receive(hidden_BH: torch.Tensor) -> None:
+            link.receive_hidden_(hidden_BH[:count], run.plan.step)
+            self._timeline.begin()
+
+        return receive
 
     def _send_hidden(self, run: CudaRun, hidden_TH: torch.Tensor) -> None:
         assert self._link is not None
@@ -286,4 +296,4 @@ class CudaRunner:
         """The native library is the processor's."""
 
     def close(self) -> None:
-        return
+        self._timeline.write()
