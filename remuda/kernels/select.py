@@ -104,6 +104,7 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
     from remuda.kernels.attention.triton import paged_attention, serves
     from remuda.kernels.device import starts_early
     from remuda.kernels.linear.cuda import make_linear
+    from remuda.kernels.linear.triton_int4 import StreamedInt4Linear
     from remuda.kernels.moe.triton import Experts as TritonExperts
     from remuda.kernels.moe.triton import fuse_sigmoid_moe, route_sigmoid, route_softmax
     from remuda.kernels.norm.triton import add_rms_norm, rms_norm
@@ -128,6 +129,7 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
         make_linear=partial(make_linear, pdl=pdl),
         make_experts=partial(TritonExperts, pdl=pdl),
         fuse_sigmoid_moe=partial(fuse_sigmoid_moe, pdl=pdl),
+        make_int4_linear=StreamedInt4Linear,
         make_int4_experts=_no_int4_experts,
     )
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from remuda.kernels.linear.int4 import Int4Linear, unpack_int4
-from remuda.kernels.linear.triton_int4 import int4_rows
+from remuda.kernels.linear.triton_int4 import StreamedInt4Linear
 from tests.kernels import interpreter  # noqa: F401
 
 
@@ -30,9 +30,12 @@ def test_products(outputs: int, groups: int, group: int) -> None:
     weight_NK, words, scale_NG = packed(outputs, groups, group)
     x, bias = torch.randn(3, groups * group), torch.randn(outputs)
     want = F.linear(x, weight_NK)
-    torch.testing.assert_close(Int4Linear(words, scale_NG)(x), want, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(int4_rows(x, words, scale_NG), want, rtol=1e-4, atol=1e-4)
     gate, up = (want + bias).chunk(2, dim=-1)
+    for kind in (Int4Linear, StreamedInt4Linear):
+        torch.testing.assert_close(kind(words, scale_NG)(x), want, rtol=1e-4, atol=1e-4)
+        gated = kind(words, scale_NG, bias, gated=True)(x)
+        torch.testing.assert_close(gated, F.silu(gate) * up, rtol=1e-4, atol=1e-4)
+    many = torch.randn(9, groups * group)
     torch.testing.assert_close(
-        Int4Linear(words, scale_NG, bias, gated=True)(x), F.silu(gate) * up, rtol=1e-4, atol=1e-4
+        StreamedInt4Linear(words, scale_NG)(many), F.linear(many, weight_NK), rtol=1e-4, atol=1e-4
     )

@@ -1,7 +1,6 @@
 """y = x W^T + bias of 4-bit weights with a scale per group of inputs (compressed-tensors pack-quantized).
 
-A few rows on a GPU read the packed words as streams; otherwise the weight is widened for the call, which is right
-everywhere and fast nowhere. T tokens, K inputs, N outputs, W = K / 8 words of an output, G groups of inputs.
+The weight is widened for each call, which is right everywhere and fast nowhere (`triton_int4.py` streams it). T tokens, K inputs, N outputs, W = K / 8 words of an output, G groups of inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from remuda.kernels.activation.torch import silu_mul
 
 PER_WORD = 8  # values in an int32, the first in the lowest bits, stored as value + 8
 _ZERO = 8
-_STREAMED_ROWS = 8
 
 
 def unpack_int4(packed_NW: torch.Tensor) -> torch.Tensor:
@@ -40,7 +38,7 @@ class Int4Linear:
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N] in x's dtype."""
-        y_TN = self._product(x_TK)
+        y_TN = self.product(x_TK)
         if self.bias_N is not None:
             y_TN = y_TN + self.bias_N
         return silu_mul(y_TN) if self.gated else y_TN
@@ -54,9 +52,6 @@ class Int4Linear:
         weight_NGK = unpack_int4(self.packed_NW).view(outputs, groups, -1).to(dtype)
         return weight_NGK.mul_(self.scale_NG.to(dtype).unsqueeze(-1)).view(outputs, -1)
 
-    def _product(self, x_TK: torch.Tensor) -> torch.Tensor:
-        if x_TK.is_cuda and x_TK.dim() == 2 and 0 < x_TK.shape[0] <= _STREAMED_ROWS:
-            from remuda.kernels.linear.triton_int4 import int4_rows  # triton is not there on every machine
-
-            return int4_rows(x_TK, self.packed_NW, self.scale_NG)
+    def product(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """x W^T, before bias and gate."""
         return F.linear(x_TK, self.weight(x_TK.dtype))

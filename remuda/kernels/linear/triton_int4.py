@@ -9,6 +9,19 @@ import torch
 import triton
 import triton.language as tl
 
+from remuda.kernels.linear.int4 import Int4Linear
+
+_STREAMED_ROWS = 8
+
+
+class StreamedInt4Linear(Int4Linear):
+    """On a GPU: a few rows read the packed words as streams; more of them widen the weight."""
+
+    def product(self, x_TK: torch.Tensor) -> torch.Tensor:
+        if x_TK.dim() == 2 and 0 < x_TK.shape[0] <= _STREAMED_ROWS:
+            return int4_rows(x_TK, self.packed_NW, self.scale_NG)
+        return super().product(x_TK)
+
 
 def int4_rows(x_TK: torch.Tensor, packed_NW: torch.Tensor, scale_NG: torch.Tensor) -> torch.Tensor:
     """x @ W^T -> [T, N] in x's dtype; see `int4.Int4Linear` for the format."""
