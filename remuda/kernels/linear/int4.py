@@ -1,6 +1,8 @@
 """y = x W^T + bias of 4-bit weights with a scale per group of inputs (compressed-tensors pack-quantized).
 
-The weight is widened for each call, which is right everywhere and fast nowhere (`triton_int4.py` streams it). T tokens, K inputs, N outputs, W = K / 8 words of an output, G groups of inputs.
+The weight is widened for each call, which is right everywhere and fast nowhere (`triton_int4.py` streams it).
+
+T tokens, K inputs, N outputs, W = K / 8 words of an output, G groups of inputs.
 """
 
 from __future__ import annotations
