@@ -56,7 +56,7 @@ def all_checks() -> Iterator[tuple[str, Callable[[], float]]]:
         yield f"argmax pdl {pdl}", partial(checks.check_argmax, "cuda", torch.float32, 5, 50512, pdl)
         yield f"head pdl {pdl}", partial(checks.check_head, "cuda", BF16, 8, 50512, 5120, pdl)
         yield f"embedding pdl {pdl}", partial(checks.check_embedding, "cuda", BF16, 130, 5120, pdl)
-        yield f"decode inputs pdl {pdl}", partial(checks.check_decode_inputs, "cuda", [3, -1, 0, 2], 5000, 16, pdl)
+        yield f"decode inputs pdl {pdl}", partial(checks.check_decode_inputs, "cuda", [3, 1, 0, 2], 5000, 16, pdl)
     yield "attention window", partial(checks.check_attention, "cuda", BF16, (10, 2, 128), 16, _MIXED, None, 1000)
     yield "attention fp8", partial(checks.check_attention, "cuda", BF16, (10, 2, 128), 16, _MIXED, 8192, None, FP8)
     yield "rope fp8", partial(checks.check_rope, "cuda", BF16, (4, 1, 128), 16, _MIXED, True, kv_dtype=FP8)

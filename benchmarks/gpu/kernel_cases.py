@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -180,10 +179,10 @@ def _gemv(layer: str, rows: int, outputs: int, inputs: int, gated: bool, fp8: bo
 
 def _argmax(rows: int, vocab: int) -> Case:
     def make() -> Callable[[int, bool], object]:
-        from remuda.kernels.head.triton import argmax
+        from remuda.kernels.head.triton import argmax_keys
 
         copies = [random(rows, vocab, dtype=torch.float32) for _ in range(case.copies)]
-        return lambda copy, pdl: argmax(copies[copy], 0, pdl)
+        return lambda copy, pdl: argmax_keys(copies[copy], 0, pdl)
 
     def make_torch() -> Callable[[int], object]:
         copies = [random(rows, vocab, dtype=torch.float32) for _ in range(case.copies)]
@@ -195,10 +194,10 @@ def _argmax(rows: int, vocab: int) -> Case:
 
 def _head(rows: int, vocab: int, hidden: int) -> Case:
     def make() -> Callable[[int, bool], object]:
-        from remuda.kernels.head.triton import head_argmax
+        from remuda.kernels.head.triton import weight_keys
 
         x, weight = random(rows, hidden), random(vocab, hidden)
-        return lambda copy, pdl: head_argmax(x, weight, 0, pdl)
+        return lambda copy, pdl: weight_keys(x, weight, 0, pdl)
 
     def make_torch() -> Callable[[int], object]:
         x, weight = random(rows, hidden), random(vocab, hidden)
@@ -211,17 +210,12 @@ def _step(rows: int) -> Iterator[Case]:
     """What happens once a step: metadata, angles, embedding of ids that only the device knows."""
 
     def make_inputs() -> Callable[[int, bool], object]:
-        from remuda.kernels.metadata.triton import DecodeInputs, decode_inputs
+        from remuda.kernels.metadata.triton import decode_inputs
 
         tables = torch.randint(1, 1000, (4, 256, 512), dtype=torch.int32, device=DEVICE)
-        made: dict[str, Any] = {"device": DEVICE, "dtype": torch.int64}
-        inputs = DecodeInputs(
-            torch.zeros(rows, **made), torch.zeros(rows, dtype=torch.int32, device=DEVICE),
-            torch.zeros(4, rows, **made), torch.zeros(4, rows, 512, dtype=torch.int32, device=DEVICE),
-        )  # fmt: skip
-        computed = torch.full((256,), 4000, dtype=torch.int32, device=DEVICE)
+        positions = torch.full((rows,), 4000, device=DEVICE)
         slots = torch.arange(rows, device=DEVICE)
-        return lambda copy, pdl: decode_inputs(slots, computed, tables, 16, inputs, pdl=pdl)
+        return lambda copy, pdl: decode_inputs(slots, positions, tables, 16, pdl)
 
     def make_angles() -> Callable[[int, bool], object]:
         from remuda.kernels.rotary.triton import rope_angles
@@ -234,7 +228,7 @@ def _step(rows: int) -> Iterator[Case]:
 
         tokens, weight = torch.randint(0, 50000, (256, 8192), device=DEVICE), random(50512, 5120)
         slots, positions = torch.arange(rows, device=DEVICE), torch.randint(0, 8192, (rows,), device=DEVICE)
-        return lambda copy, pdl: embed_tokens(tokens, slots, positions, weight, pdl=pdl)
+        return lambda copy, pdl: embed_tokens(tokens, slots, positions, weight, 0, 50512, pdl)
 
     yield Case("decode_inputs", f"S{rows} 4 groups at 4000", rows * 4 * 251 * 8, 0, make_inputs)
     yield Case("rope_angles", f"T{rows}", rows * 516, 0, make_angles)

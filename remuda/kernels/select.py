@@ -26,15 +26,17 @@ def torch_table() -> KernelTable:
     """Torch operations: any device and dtype, from the first moment on."""
     from remuda.kernels.activation.torch import gelu, silu_mul
     from remuda.kernels.attention.torch import paged_attention
+    from remuda.kernels.head.torch import argmax_keys, head_keys, keep_tokens
     from remuda.kernels.linear.int4 import Int4Linear
     from remuda.kernels.linear.torch import Linear
+    from remuda.kernels.metadata.torch import decode_inputs
     from remuda.kernels.moe.int4 import Int4Experts
     from remuda.kernels.moe.torch import Experts as TorchExperts
     from remuda.kernels.moe.torch import route_sigmoid, route_softmax
     from remuda.kernels.norm.torch import add_rms_norm, layer_norm, rms_norm
-    from remuda.kernels.rotary.torch import RopeAngles, query_temperature, rope_kv
+    from remuda.kernels.rotary.torch import RopeAngles, rope_kv
     from remuda.kernels.vision.torch import embed_patches, patch_angles, patch_rows, tile_attention
-    from remuda.kernels.vocab.torch import embedding
+    from remuda.kernels.vocab.torch import embed_tokens, embedding
 
     attention = AttentionKernels(rope_kv, paged_attention)
     return KernelTable(
@@ -45,8 +47,9 @@ def torch_table() -> KernelTable:
         silu_mul=silu_mul,
         gelu=gelu,
         embedding=embedding,
+        embed_tokens=embed_tokens,
         make_rope_angles=RopeAngles,
-        query_temperature=query_temperature,
+        decode_inputs=decode_inputs,
         attention=lambda layout, window=None: attention,
         route_sigmoid=route_sigmoid,
         route_softmax=route_softmax,
@@ -57,6 +60,9 @@ def torch_table() -> KernelTable:
         fuse_sigmoid_moe=lambda parts: None,
         repack_linear=lambda linear: linear,
         repack_experts=lambda experts: experts,
+        argmax_keys=argmax_keys,
+        head_keys=head_keys,
+        keep_tokens=keep_tokens,
         patch_rows=patch_rows,
         embed_patches=embed_patches,
         patch_angles=patch_angles,
@@ -103,12 +109,15 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
     from remuda.kernels.activation.triton import silu_mul
     from remuda.kernels.attention.triton import paged_attention, serves
     from remuda.kernels.device import starts_early
+    from remuda.kernels.head.triton import argmax_keys, head_keys, keep_tokens
     from remuda.kernels.linear.cuda import make_linear
     from remuda.kernels.linear.triton_int4 import StreamedInt4Linear
+    from remuda.kernels.metadata.triton import decode_inputs
     from remuda.kernels.moe.triton import Experts as TritonExperts
     from remuda.kernels.moe.triton import fuse_sigmoid_moe, route_sigmoid, route_softmax
     from remuda.kernels.norm.triton import add_rms_norm, rms_norm
-    from remuda.kernels.rotary.triton import rope_kv
+    from remuda.kernels.rotary.triton import RopeAngles, rope_kv
+    from remuda.kernels.vocab.triton import embed_tokens
 
     torch = torch_table()
     pdl = starts_early() if pdl is None else pdl
@@ -123,11 +132,17 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
         rms_norm=partial(rms_norm, pdl=pdl),
         add_rms_norm=partial(add_rms_norm, pdl=pdl),
         silu_mul=partial(silu_mul, pdl=pdl),
+        embed_tokens=partial(embed_tokens, pdl=pdl),
+        make_rope_angles=partial(RopeAngles, pdl=pdl),
+        decode_inputs=partial(decode_inputs, pdl=pdl),
         attention=attention_for,
         route_sigmoid=partial(route_sigmoid, pdl=pdl),
         route_softmax=partial(route_softmax, pdl=pdl),
         make_linear=partial(make_linear, pdl=pdl),
         make_experts=partial(TritonExperts, pdl=pdl),
+        argmax_keys=partial(argmax_keys, pdl=pdl),
+        head_keys=partial(head_keys, pdl=pdl),
+        keep_tokens=partial(keep_tokens, pdl=pdl),
         fuse_sigmoid_moe=partial(fuse_sigmoid_moe, pdl=pdl),
         make_int4_linear=StreamedInt4Linear,
         make_int4_experts=_no_int4_experts,

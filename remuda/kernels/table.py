@@ -175,6 +175,24 @@ class MakeExperts(Protocol):
 
 
 @dataclass(frozen=True)
+class DecodeInputs:
+    """What attention reads of a step with one token a row. S rows, G KV groups, B blocks of a table."""
+
+    context_S: Tensor  # int32: the new token included
+    slots_GS: Tensor  # int64: page * block_size + offset of the new token
+    tables_GSB: Tensor  # int32
+
+
+class EmbedTokens(Protocol):
+    def __call__(
+        self, tokens_NL: Tensor, slots_T: Tensor, positions_T: Tensor, weight_VH: Tensor, first: int, real: int
+    ) -> Tensor:
+        """Rows [T, H] of the ids at tokens_NL[slot, position], whose row 0 is id `first`; zeros for ids outside
+        [first, first + real)."""
+        ...
+
+
+@dataclass(frozen=True)
 class KernelTable:
     """Operations and constructors. Where no shape is said, a tensor keeps its input's shape and dtype."""
 
@@ -191,10 +209,16 @@ class KernelTable:
     gelu: Callable[[Tensor], Tensor]
     # (ids_T int64, weight_VH) -> rows_TH, a new tensor
     embedding: Callable[[Tensor, Tensor], Tensor]
-    # (head_dim, theta, scaling | None, device) -> a callable: positions_T int64 -> cos_sin_TD float32, cosines first
-    make_rope_angles: Callable[[int, float, RopeScaling | None, Any], Callable[[Tensor], Tensor]]
-    # (positions_T, floor, scale) -> float32 [T]: 1 + scale * ln(1 + floor((position + 1) / floor))
-    query_temperature: Callable[[Tensor, float, float], Tensor]
+    embed_tokens: EmbedTokens
+    # (head_dim, theta, scaling | None, tuning (floor, scale) | None, device) -> a callable: positions_T int64 ->
+    # cos_sin_TD float32, cosines first, and the queries' temperature float32 [T] if there is tuning:
+    # 1 + scale * ln(1 + floor((position + 1) / floor))
+    make_rope_angles: Callable[
+        [int, float, RopeScaling | None, tuple[float, float] | None, Any],
+        Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    ]
+    # (slots_S, positions_S, page tables of all slots [G, N, B], block_size), the new token at `positions_S`
+    decode_inputs: Callable[[Tensor, Tensor, Tensor, int], DecodeInputs]
     attention: ChooseAttention  # decided when a layer is bound
     # (logits_TE, top_k) -> (expert_Tk int64, weight_Tk float32): the best logits and their sigmoids
     route_sigmoid: Callable[[Tensor, int], tuple[Tensor, Tensor]]
@@ -212,6 +236,13 @@ class KernelTable:
     # drops the former, so that its memory returns.
     repack_linear: Callable[[Linear], Linear]
     repack_experts: Callable[[Experts], Experts]
+    # Greedy tokens, by way of keys, see `head/torch.py`.
+    # (logits_SV, first id) -> key_S
+    argmax_keys: Callable[[Tensor, int], Tensor]
+    # (head, x_SH, how many of its outputs are real, first id) -> key_S of the real outputs
+    head_keys: Callable[[Linear, Tensor, int, int], Tensor]
+    # (key_S, tokens_NL, slots_S, positions_S) -> tokens_S int64, -1 where not finite; written behind the positions
+    keep_tokens: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     # The vision tower: n tiles of S x S pixels, p patches of a tile, A heads.
     # (tiles_n3SS uint8, patch) -> rows [n, p, 3 * patch * patch] of normalised pixels, patches row by row
     patch_rows: Callable[[Tensor, int], Tensor]

@@ -13,32 +13,29 @@ if TYPE_CHECKING:
 
 
 class RotaryAngles(Layer):
-    """Computes cos_sin_TD of a step once; every layer with rope reads it."""
+    """Computes what depends on a step's positions alone; every layer reads it.
 
-    def __init__(self, context: BuildContext, head_dim: int, theta: float, scaling: RopeScaling | None) -> None:
+    ``tuning``: (floor, scale) of Llama 4's temperature in layers without rope: sharper queries far into a context.
+    """
+
+    def __init__(
+        self,
+        context: BuildContext,
+        head_dim: int,
+        theta: float,
+        scaling: RopeScaling | None,
+        tuning: tuple[float, float] | None,
+    ) -> None:
         self.head_dim = head_dim
         self.theta = theta
         self.scaling = scaling
+        self.tuning = tuning
         self.device = context.device
 
     def bind_own(self, kernels: KernelTable) -> None:
-        self.angles = kernels.make_rope_angles(self.head_dim, self.theta, self.scaling, self.device)
+        self.angles = kernels.make_rope_angles(self.head_dim, self.theta, self.scaling, self.tuning, self.device)
 
-    def __call__(self, positions_T: torch.Tensor) -> torch.Tensor:
-        """float32 [T, D]: cosines of the D / 2 angles, then their sines."""
+    def __call__(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """float32 [T, D], cosines of the D / 2 angles, then their sines; and float32 [T] that multiplies queries:
+        1 + scale * ln(1 + floor((position + 1) / floor))."""
         return self.angles(positions_T)
-
-
-class QueryTemperature(Layer):
-    """Llama 4's temperature tuning of layers without rope: sharper queries far into a context."""
-
-    def __init__(self, floor: float, scale: float) -> None:
-        self.floor = floor
-        self.scale = scale
-
-    def bind_own(self, kernels: KernelTable) -> None:
-        self.query_temperature = kernels.query_temperature
-
-    def __call__(self, positions_T: torch.Tensor) -> torch.Tensor:
-        """float32 [T]: 1 + scale * ln(1 + floor((position + 1) / floor))."""
-        return self.query_temperature(positions_T, self.floor, self.scale)

@@ -39,7 +39,7 @@ class VocabParallelEmbedding(_VocabParallel):
         self.weight_VH = self.weight.take()
 
     def bind_own(self, kernels: KernelTable) -> None:
-        self.embedding = kernels.embedding
+        self.embedding, self.embed_tokens = kernels.embedding, kernels.embed_tokens
 
     def __call__(self, ids_T: torch.Tensor) -> torch.Tensor:
         """Rows of the whole vocabulary [T, H], on every rank. A new tensor."""
@@ -49,6 +49,11 @@ class VocabParallelEmbedding(_VocabParallel):
         foreign_T = (local_T < 0) | (local_T >= self.real)
         rows_TH = self.embedding(local_T.masked_fill_(foreign_T, 0), self.weight_VH)
         return self.comm.all_reduce_(rows_TH.masked_fill_(foreign_T[:, None], 0))
+
+    def of_buffer(self, tokens_NL: torch.Tensor, slots_T: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
+        """The same for ids that a token buffer holds at [slot, position]."""
+        rows_TH = self.embed_tokens(tokens_NL, slots_T, positions_T, self.weight_VH, self.start, self.real)
+        return self.comm.all_reduce_(rows_TH) if self.parallel else rows_TH
 
 
 class ParallelHead(_VocabParallel):
@@ -60,7 +65,11 @@ class ParallelHead(_VocabParallel):
         self.linear = kernels.make_linear(self.weight.take())
 
     def bind_own(self, kernels: KernelTable) -> None:
-        self.linear = kernels.repack_linear(self.linear)
+        self.linear, self.head_keys = kernels.repack_linear(self.linear), kernels.head_keys
+
+    def keys(self, x_SH: torch.Tensor) -> torch.Tensor:
+        """int64 [S]: each row's largest logit and its id, see `kernels/head/torch.py`."""
+        return self.head_keys(self.linear, x_SH, self.real, self.start)
 
     def __call__(self, x_SH: torch.Tensor) -> torch.Tensor:
         """float32 [S, V]; ids past the vocabulary are at -inf."""

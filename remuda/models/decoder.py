@@ -13,7 +13,7 @@ from remuda.layers.base import BuildContext, Layer
 from remuda.layers.batch import ForwardBatch
 from remuda.layers.mlp import MLP
 from remuda.layers.norm import RMSNorm
-from remuda.layers.rotary import QueryTemperature, RotaryAngles
+from remuda.layers.rotary import RotaryAngles
 from remuda.layers.vocab import ParallelHead, TiedHead, VocabParallelEmbedding
 from remuda.models.interfaces import Model, SupportsPP
 
@@ -76,8 +76,6 @@ class Decoder(Model, SupportsPP):
             else:
                 self.head = ParallelHead(context, embeddings if shared else f"{self.head_module}.weight")
         self.angles = self.make_angles(context)
-        tuned = any(config.layers[index].temperature_tuning for index in topology.layers)
-        self.temperature = QueryTemperature(config.temperature_floor, config.temperature_scale) if tuned else None
 
     def make_layer(self, context: BuildContext, prefix: str, index: int, place: tuple[int, int]) -> DecoderLayer:
         """Global layer `index`, whose keys and values live at `place`: (KV group, depth in this stage)."""
@@ -92,16 +90,22 @@ class Decoder(Model, SupportsPP):
         return MLP(context, f"{prefix}.mlp", context.config.intermediate_size)
 
     def make_angles(self, context: BuildContext) -> Layer:
-        """What a step's positions mean to every layer's attention, computed once a step."""
+        """What a step's positions mean to every layer's attention, computed once a step: (angles, temperature)."""
         config = context.config
-        return RotaryAngles(context, config.head_dim, config.rope_theta, config.rope_scaling)
+        tuned = any(config.layers[index].temperature_tuning for index in context.topology.layers)
+        tuning = (config.temperature_floor, config.temperature_scale) if tuned else None
+        return RotaryAngles(context, config.head_dim, config.rope_theta, config.rope_scaling, tuning)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         return self.embed_tokens(ids_T)
 
+    def embed_of_buffer(
+        self, tokens_NL: torch.Tensor, slots_T: torch.Tensor, positions_T: torch.Tensor
+    ) -> torch.Tensor:
+        return self.embed_tokens.of_buffer(tokens_NL, slots_T, positions_T)
+
     def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        cos_sin_TD = self.angles(batch.positions_T)
-        temperature_T = self.temperature(batch.positions_T) if self.temperature is not None else None
+        cos_sin_TD, temperature_T = self.angles(batch.positions_T)
         partial_TH = None
         for layer in self.layers:
             partial_TH, hidden_TH = layer(partial_TH, hidden_TH, batch, cos_sin_TD, temperature_T)
@@ -109,6 +113,9 @@ class Decoder(Model, SupportsPP):
 
     def logits(self, hidden_SH: torch.Tensor) -> torch.Tensor:
         return self.head(self.norm(hidden_SH))
+
+    def greedy_keys(self, hidden_SH: torch.Tensor) -> torch.Tensor:
+        return self.head.keys(self.norm(hidden_SH))
 
     @property
     def vocab_shard(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What a model is to the worker, and what it may support beyond text on one stage.
 
-T tokens, S sampled rows, H hidden, V ids of this rank's vocabulary shard, N image tiles, R image rows.
+T tokens, S sampled rows, H hidden, V ids of this rank's vocabulary shard, N image tiles, R image rows; a token buffer
+has N slots of L positions.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ class Model(Layer):
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         """First stage: token ids (int64) -> hidden_TH, a new tensor."""
 
+    def embed_of_buffer(
+        self, tokens_NL: torch.Tensor, slots_T: torch.Tensor, positions_T: torch.Tensor
+    ) -> torch.Tensor:
+        """First stage: the same of the ids at tokens_NL[slot, position]."""
+        return self.embed(tokens_NL[slots_T, positions_T])
+
     @abstractmethod
     def run_layers(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         """This stage's layers -> hidden_TH with the residual added. May overwrite its input."""
@@ -40,6 +47,12 @@ class Model(Layer):
     @abstractmethod
     def logits(self, hidden_SH: torch.Tensor) -> torch.Tensor:
         """Last stage: final norm and head of chosen rows -> float32 [S, V]; ids past the vocabulary are at -inf."""
+
+    def greedy_keys(self, hidden_SH: torch.Tensor) -> torch.Tensor:
+        """Last stage: each row's largest logit of this rank and its id, as an int64 key (`kernels/head/torch.py`)."""
+        from remuda.kernels.head.torch import argmax_keys
+
+        return argmax_keys(self.logits(hidden_SH), self.vocab_shard[0])
 
     @property
     @abstractmethod

@@ -54,7 +54,7 @@ class Communicator(Protocol):
         ...
 
     def greatest_keys_(self, key_S: torch.Tensor) -> torch.Tensor:
-        """The greatest of all ranks' keys (int64, see `greedy.py`), on every rank; may be in place."""
+        """The greatest of all ranks' keys (int64, see `kernels/head/torch.py`), on every rank; may be in place."""
         return self.all_gather(key_S).amax(dim=0)
 
     def barrier(self) -> None: ...

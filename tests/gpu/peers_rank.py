@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from remuda.kernels.head.torch import greedy_keys, of_greedy_keys
 from remuda.parallel.collectives import SingleRank
-from remuda.parallel.greedy import greedy_keys, of_greedy_keys
 from remuda.parallel.peers.communicator import Limits, PeerCommunicator
 from remuda.parallel.peers.link import PeerLink
 from remuda.parallel.peers.memory import CudaPeerMemory, meet

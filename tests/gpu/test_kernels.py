@@ -15,6 +15,7 @@ from tests.kernels.triton_checks import (
     check_embedding,
     check_gemv,
     check_head,
+    check_keep_tokens,
     check_norm,
     check_rope,
     check_silu,
@@ -108,7 +109,8 @@ def test_head(rows: int, vocab: int, pdl: bool) -> None:
 @early
 def test_embedding_and_decode_inputs(pdl: bool) -> None:
     check_embedding("cuda", torch.bfloat16, 130, 5120, pdl)
-    check_decode_inputs("cuda", [3, -1, 0, 2, 130], 5000, 16, pdl)
+    check_decode_inputs("cuda", [3, 0, 2, 130], 5000, 16, pdl)
+    check_keep_tokens("cuda", 200, pdl)
 
 
 def test_a_graph_of_decode_attention_follows_contexts_on_the_device() -> None:

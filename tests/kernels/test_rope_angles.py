@@ -32,7 +32,8 @@ def test_llama3_scaling(scaling: RopeScaling) -> None:
 
 def test_angles_far_out_need_no_table() -> None:
     angles = RopeAngles(8, 500000.0, None)
-    cos_sin_TD = angles(torch.tensor([0, 1, 10_485_759]))
+    cos_sin_TD, temperature_T = angles(torch.tensor([0, 1, 10_485_759]))
+    assert temperature_T is None
     assert cos_sin_TD.shape == (3, 8)
     assert cos_sin_TD[0].tolist() == [1.0] * 4 + [0.0] * 4
     assert cos_sin_TD[1, 0] == pytest.approx(math.cos(1.0)) and cos_sin_TD[1, 4] == pytest.approx(math.sin(1.0))

@@ -12,6 +12,7 @@ from tests.kernels.triton_checks import (
     check_embedding,
     check_gemv,
     check_head,
+    check_keep_tokens,
     check_norm,
     check_silu,
 )
@@ -57,11 +58,16 @@ def test_head(dtype: torch.dtype, rows: int, vocab: int) -> None:
     check_head("cpu", dtype, rows, vocab, 256)
 
 
+def test_keep_tokens() -> None:
+    check_keep_tokens("cpu", 5)
+    check_keep_tokens("cpu", 200)
+
+
 def test_embedding() -> None:
     check_embedding("cpu", torch.bfloat16, 7, 80)
     check_embedding("cpu", torch.float32, 1, 2100)
 
 
 def test_decode_inputs() -> None:
-    check_decode_inputs("cpu", [3, -1, 0, 2], 600, 2)
+    check_decode_inputs("cpu", [3, 1, 0, 2], 600, 2)
     check_decode_inputs("cpu", [0], 4, 16)

@@ -284,7 +284,8 @@ def check_gemv(
 
 
 def check_argmax(device: str, dtype: torch.dtype, rows: int, vocab: int, pdl: bool = False) -> float:
-    from remuda.kernels.head.triton import argmax
+    from remuda.kernels.head.torch import of_greedy_keys
+    from remuda.kernels.head.triton import argmax_keys
 
     logits = torch.randn(rows, vocab, device=device).to(dtype)
     logits[0, [vocab // 3, vocab - 1]] = 9.0  # equals: the lower id wins
@@ -292,64 +293,77 @@ def check_argmax(device: str, dtype: torch.dtype, rows: int, vocab: int, pdl: bo
     logits[-1, vocab // 2] = -5.0
     with poisoned():
         for _ in range(2):
-            value, ids = argmax(logits, 1000, pdl)
+            value, ids = of_greedy_keys(argmax_keys(logits, 1000, pdl))
     assert ids[0] == vocab // 3 + 1000 or rows == 1
     assert torch.equal(ids, logits.float().argmax(1) + 1000) and torch.equal(value, logits.float().amax(1))
+    logits[0, vocab // 2] = float("nan")
+    assert not of_greedy_keys(argmax_keys(logits, 0, pdl))[0][0].isfinite()
     return 0.0
 
 
 def check_head(device: str, dtype: torch.dtype, rows: int, vocab: int, hidden: int, pdl: bool = False) -> float:
-    from remuda.kernels.head.triton import head_argmax
+    from remuda.kernels.head.torch import of_greedy_keys
+    from remuda.kernels.head.triton import head_keys
+    from remuda.kernels.linear.cuda import make_linear
 
     x = torch.randn(rows, hidden, device=device).to(dtype)
-    weight = (torch.randn(vocab, hidden, device=device) * hidden**-0.5).to(dtype)
-    exact = x.float() @ weight.float().T
+    weight = (torch.randn(vocab + 3, hidden, device=device) * hidden**-0.5).to(dtype)
+    weight[vocab:] = x[0]  # the shard's padding would win
+    exact = x.float() @ weight[:vocab].float().T
     with poisoned():
         for _ in range(2):
-            value, ids = head_argmax(x, weight, 1000, pdl)
+            value, ids = of_greedy_keys(head_keys(make_linear(weight, pdl=pdl), x, vocab, 1000, pdl))
     chosen = exact.gather(1, (ids - 1000)[:, None]).squeeze(1)
     tolerable(value, chosen, 1e-4)  # sums of bfloat16 products are float32
     return tolerable(chosen, exact.amax(1), 1e-4)  # equal but for rounding
 
 
+def check_keep_tokens(device: str, rows: int, pdl: bool = False) -> float:
+    from remuda.kernels.head import torch as plain
+    from remuda.kernels.head.triton import keep_tokens
+
+    value = torch.randn(rows, device=device)
+    value[1], value[-1] = float("inf"), float("-inf")
+    keys = plain.greedy_keys(value, torch.randint(0, 1 << 18, (rows,), device=device))
+    slots, positions = torch.randperm(rows, device=device), torch.randint(0, 8, (rows,), device=device)
+    buffers = [torch.full((rows, 9), 7, device=device) for _ in range(2)]
+    with poisoned():
+        got = keep_tokens(keys, buffers[0], slots, positions, pdl)
+    assert torch.equal(got, plain.keep_tokens(keys, buffers[1], slots, positions)) and got[1] == got[-1] == -1
+    assert torch.equal(*buffers)
+    return 0.0
+
+
 def check_embedding(device: str, dtype: torch.dtype, tokens: int, hidden: int, pdl: bool = False) -> float:
+    from remuda.kernels.vocab import torch as plain
     from remuda.kernels.vocab.triton import embed_tokens
 
     buffer = torch.randint(0, 300, (5, 40), device=device)
-    slots, positions = torch.randint(-1, 5, (tokens,), device=device), torch.randint(0, 40, (tokens,), device=device)
+    slots, positions = torch.randint(0, 5, (tokens,), device=device), torch.randint(0, 40, (tokens,), device=device)
     weight = torch.randn(120, hidden, device=device).to(dtype)
     with poisoned():
         out = embed_tokens(buffer, slots, positions, weight, 100, 110, pdl)
-    local = torch.where(slots >= 0, buffer[slots.clamp(min=0), positions] - 100, -1)
+    local = buffer[slots, positions] - 100
     mine = (local >= 0) & (local < 110)
-    expected = torch.where(mine[:, None], weight[local.clamp(0, 119)], 0)
-    assert torch.equal(out, expected)
+    assert torch.equal(out, torch.where(mine[:, None], weight[local.clamp(0, 119)], 0))
+    assert torch.equal(out, plain.embed_tokens(buffer, slots, positions, weight, 100, 110))
     return 0.0
 
 
 def check_decode_inputs(device: str, slots: list[int], pages_per_slot: int, block: int, pdl: bool = False) -> float:
-    from remuda.kernels.metadata.triton import DecodeInputs, decode_inputs
+    from remuda.kernels.metadata import torch as plain
+    from remuda.kernels.metadata.triton import decode_inputs
 
-    count, rows = max(slots) + 1, len(slots)
-    computed = torch.randint(0, pages_per_slot * block, (count,), dtype=torch.int32, device=device)
-    pages = torch.randint(1, 1000, (3, count, pages_per_slot), dtype=torch.int32, device=device)
-    before = computed.tolist()
+    pages = torch.randint(1, 1000, (3, max(slots) + 1, pages_per_slot), dtype=torch.int32, device=device)
+    positions = torch.randint(0, pages_per_slot * block, (len(slots),), device=device)
+    positions[0] = pages_per_slot * block - 1
     with poisoned():
-        inputs = DecodeInputs(
-            torch.empty(rows, dtype=torch.int64, device=device),
-            torch.empty(rows, dtype=torch.int32, device=device),
-            torch.empty(3, rows, dtype=torch.int64, device=device),
-            torch.empty(3, rows, pages_per_slot + 2, dtype=torch.int32, device=device),
-        )
-    decode_inputs(torch.tensor(slots, device=device), computed, pages, block, inputs, True, pdl)
-    for row, slot in enumerate(slots):
-        position = before[slot] if slot >= 0 else 0
-        assert inputs.positions_S[row] == position and inputs.context_S[row] == (position + 1 if slot >= 0 else 0)
-        if slot < 0:
-            assert not inputs.slots_GS[:, row].any()
-            continue
-        last, used = position // block, position // block + 1
-        assert torch.equal(inputs.slots_GS[:, row], pages[:, slot, last].long() * block + position % block)
+        inputs = decode_inputs(torch.tensor(slots, device=device), positions, pages, block, pdl)
+    expected = plain.decode_inputs(torch.tensor(slots, device=device), positions, pages, block)
+    assert torch.equal(inputs.context_S, expected.context_S) and torch.equal(inputs.slots_GS, expected.slots_GS)
+    for row, (slot, position) in enumerate(zip(slots, positions.tolist(), strict=True)):
+        used = position // block + 1
+        assert inputs.context_S[row] == position + 1
         assert torch.equal(inputs.tables_GSB[:, row, :used], pages[:, slot, :used])
-        assert computed[slot] == position + 1
+        assert torch.equal(inputs.slots_GS[:, row], pages[:, slot, used - 1].long() * block + position % block)
     return 0.0

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from remuda.kernels.head.torch import greedy_keys, of_greedy_keys
+from remuda.kernels.select import torch_table
 from remuda.parallel.collectives import SingleRank
-from remuda.parallel.greedy import greedy_keys, of_greedy_keys
 from remuda.protocol.request import TokenLogprobs
 from remuda.protocol.sampling import SamplingParams
 from remuda.protocol.step import NewSequence, StepPlan
@@ -71,9 +72,17 @@ def test_mixed_rows_get_the_tokens_and_logprobs_of_the_host(seed: int) -> None:
     host_tokens_S, host_logprobs = on_host(plan, rows, state, logits_SV)
     device = HostDevice()
     pool = KVPool.__new__(KVPool)  # a sampler looks at no pages
-    resident = ResidentBatch(device, state, pool)
+    resident = ResidentBatch(device, state, pool, torch_table())
     resident.admit(plan)
-    sampler = DeviceSampler(device, Head(logits_SV), SingleRank(), resident, len(asked), VOCAB)  # type: ignore[arg-type]
+    sampler = DeviceSampler(
+        device,
+        torch_table(),
+        Head(logits_SV),
+        SingleRank(),
+        resident,
+        len(asked),
+        VOCAB,  # type: ignore[arg-type]
+    )
     sampler.admit(plan)
     wanted = sampler.foresee(rows)
     assert not wanted.all_plain

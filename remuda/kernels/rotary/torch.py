@@ -33,17 +33,25 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
 
 
 class RopeAngles:
-    """Cosines and sines of positions: no table, whatever the longest position is."""
+    """Cosines and sines of positions: no table, whatever the longest position is. See `make_rope_angles` in the kernel
+    table."""
 
     def __init__(
-        self, head_dim: int, theta: float, scaling: RopeScaling | None, device: torch.device | str = "cpu"
+        self,
+        head_dim: int,
+        theta: float,
+        scaling: RopeScaling | None,
+        tuning: tuple[float, float] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.inverse_frequency = inverse_frequencies(head_dim, theta, scaling).to(device)
+        self.tuning = tuning
 
-    def __call__(self, positions_T: torch.Tensor) -> torch.Tensor:
-        """float32 [T, D]: cosines of the D / 2 angles, then their sines."""
+    def __call__(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """float32 [T, D], cosines of the D / 2 angles, then their sines; and the queries' temperature."""
         angles = torch.outer(positions_T.float(), self.inverse_frequency)
-        return torch.cat((angles.cos(), angles.sin()), dim=-1)
+        cos_sin_TD = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        return cos_sin_TD, query_temperature(positions_T, *self.tuning) if self.tuning else None
 
 
 def query_temperature(positions_T: torch.Tensor, floor: float, scale: float) -> torch.Tensor:

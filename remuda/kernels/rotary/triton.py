@@ -14,8 +14,10 @@ import triton.language as tl
 
 from remuda.kernels.batch import BatchView
 from remuda.kernels.device import early
+from remuda.kernels.rotary.torch import inverse_frequencies
 
 if TYPE_CHECKING:
+    from remuda.config.model import RopeScaling
     from remuda.kernels.table import HeadLayout, HeadNorm
 
 _FEW_TOKENS = 64  # up to so many, a program for each
@@ -194,3 +196,23 @@ def rope_angles(
             H=half, T=4, PDL=pdl, num_warps=2, **early(pdl),
         )  # fmt: skip
     return cos_sin_TD, temperature_T
+
+
+class RopeAngles:
+    """See `make_rope_angles` in the kernel table."""
+
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float,
+        scaling: RopeScaling | None,
+        tuning: tuple[float, float] | None,
+        device: torch.device | str,
+        pdl: bool = False,
+    ) -> None:
+        self._inverse_frequency_H = inverse_frequencies(head_dim, theta, scaling).to(device)
+        self._tuning = tuning
+        self._pdl = pdl
+
+    def __call__(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return rope_angles(positions_T, self._inverse_frequency_H, self._tuning, self._pdl)

@@ -23,9 +23,8 @@ def _embed(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     slot = tl.load(slots + t).to(tl.int64)
-    token = tl.load(tokens + slot * stride_tokens + tl.load(positions + t), mask=slot >= 0, other=0).to(tl.int64)
-    row = token - first
-    mine = (row >= 0) & (row < real) & (slot >= 0)
+    row = tl.load(tokens + slot * stride_tokens + tl.load(positions + t)).to(tl.int64) - first
+    mine = (row >= 0) & (row < real)
     x_H = tl.load(weight + row * hidden + h, mask=(h < hidden) & mine, other=0.0)
     tl.store(out + t * hidden + h, x_H, mask=h < hidden)
 
@@ -35,11 +34,11 @@ def embed_tokens(
     slots_T: torch.Tensor,
     positions_T: torch.Tensor,
     weight_VH: torch.Tensor,
-    first: int = 0,
-    real: int | None = None,
+    first: int,
+    real: int,
     pdl: bool = False,
 ) -> torch.Tensor:
-    """Rows [T, H] of ids tokens[slot, position]; zeros for ids outside [first, first + real) and for slots below 0."""
+    """Rows [T, H] of ids tokens[slot, position]; zeros for ids outside [first, first + real)."""
     count, hidden = slots_T.shape[0], weight_VH.shape[1]
     assert tokens_NL.stride(1) == 1 and weight_VH.is_contiguous()
     out_TH = torch.empty(count, hidden, dtype=weight_VH.dtype, device=weight_VH.device)
@@ -47,6 +46,6 @@ def embed_tokens(
     if count:
         _embed[(count, triton.cdiv(hidden, block))](
             tokens_NL, slots_T, positions_T, weight_VH, out_TH, tokens_NL.stride(0), hidden, first,
-            weight_VH.shape[0] if real is None else real, H=block, PDL=pdl, num_warps=4, **early(pdl),
+            real, H=block, PDL=pdl, num_warps=4, **early(pdl),
         )  # fmt: skip
     return out_TH

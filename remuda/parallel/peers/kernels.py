@@ -132,7 +132,7 @@ def greatest_key(
 ):  # fmt: skip
     """key = the greatest of all ranks' keys, in place: greedy tokens of a vocabulary cut over ranks. One program.
 
-    Keys are int64 and never 0, which means "not yet"; see `communicator.greedy_keys`.
+    Keys are int64 and never 0, which means "not yet"; see `remuda/kernels/head/torch.py`.
     """
     at = tl.arange(0, BLOCK)
     mask = at < count

@@ -1,4 +1,5 @@
-"""Decode steps as CUDA graphs: one for each number of rows that steps are rounded up to.
+"""Decode steps as CUDA graphs: one for each number of rows that steps are rounded up to, or two: greedy tokens need no
+logits.
 
 A graph is captured when its bucket is used for the second time: the first answer waits for no capture, and the first
 run has compiled every kernel. All TP ranks see the same plans, so all capture at the same step. B rows of a bucket.
@@ -29,11 +30,12 @@ class Outputs:
     """Tensors that a decode step leaves; those of a graph are written again by its next replay."""
 
     hidden_BH: torch.Tensor
-    logits_BV: torch.Tensor | None = None  # on the last stage, as the next
-    tokens_B: torch.Tensor | None = None  # greedy ones, -1 where not finite
+    logits_BV: torch.Tensor | None = None  # on the last stage, where rows sample
+    tokens_B: torch.Tensor | None = None  # on the last stage, where all rows are greedy; -1 where not finite
 
 
-Body = Callable[[torch.Tensor, torch.Tensor | None], Outputs]  # (slots and positions [2, B], hidden [B, H] | None)
+# (slots and positions [2, B], hidden [B, H] | None, whether all rows are greedy)
+Body = Callable[[torch.Tensor, torch.Tensor | None, bool], Outputs]
 
 
 class _Captured:
@@ -50,24 +52,25 @@ class DecodeGraphs:
     def __init__(self, body: Body, captures: bool) -> None:
         self._body = body
         self._captures = captures
-        self._captured: dict[int, _Captured] = {}
-        self._seen: set[int] = set()
+        self._captured: dict[tuple[int, bool], _Captured] = {}
+        self._seen: set[tuple[int, bool]] = set()
         self._pool: Any = None  # memory that all graphs share: no two run at once
 
     def run(self, inputs_2B: torch.Tensor, receive: Callable[[torch.Tensor], None] | None, hidden: int,
-            dtype: torch.dtype) -> Outputs:  # fmt: skip
+            dtype: torch.dtype, greedy: bool) -> Outputs:  # fmt: skip
         """`receive` fills the hidden states [B, hidden] that another stage sends; None on the first stage."""
         bucket = inputs_2B.shape[1]
-        captured = self._captured.get(bucket)
-        if captured is None and self._captures and bucket in self._seen:
-            captured = self._captured[bucket] = self._capture(inputs_2B, hidden if receive else 0, dtype)
-        self._seen.add(bucket)
+        kind = bucket, greedy
+        captured = self._captured.get(kind)
+        if captured is None and self._captures and kind in self._seen:
+            captured = self._captured[kind] = self._capture(inputs_2B, hidden if receive else 0, dtype, greedy)
+        self._seen.add(kind)
         if captured is None:
             hidden_BH = None
             if receive is not None:
                 hidden_BH = torch.zeros(bucket, hidden, dtype=dtype, device=inputs_2B.device)
                 receive(hidden_BH)
-            return self._body(inputs_2B, hidden_BH)
+            return self._body(inputs_2B, hidden_BH, greedy)
         captured.inputs_2B.copy_(inputs_2B)
         if receive is not None:
             assert captured.hidden_BH is not None
@@ -75,7 +78,7 @@ class DecodeGraphs:
         captured.graph.replay()
         return captured.outputs
 
-    def _capture(self, like_2B: torch.Tensor, hidden: int, dtype: torch.dtype) -> _Captured:
+    def _capture(self, like_2B: torch.Tensor, hidden: int, dtype: torch.dtype, greedy: bool) -> _Captured:
         inputs_2B = like_2B.clone()
         hidden_BH = None
         if hidden:
@@ -84,6 +87,6 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         # Thread-local: NCCL's watchdog thread asks for the state of its events meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = self._body(inputs_2B, hidden_BH)
+            outputs = self._body(inputs_2B, hidden_BH, greedy)
         self._pool = graph.pool()
         return _Captured(graph, inputs_2B, hidden_BH, outputs)

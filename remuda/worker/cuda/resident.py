@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from remuda.kernels.table import KernelTable
 from remuda.layers.batch import ForwardBatch
 from remuda.protocol.step import StepPlan
 from remuda.worker.cuda.device import Device
+from remuda.worker.cuda.graphs import bucket_of
 from remuda.worker.inputs import leading_decodes, token_rows
 from remuda.worker.kv_pool import KVPool
 from remuda.worker.state import BatchState, Rows
@@ -20,15 +22,17 @@ from remuda.worker.state import BatchState, Rows
 class ResidentBatch:
     """Tokens and page tables. Changes take their place behind the work that the device has been given so far."""
 
-    def __init__(self, device: Device, state: BatchState, pool: KVPool) -> None:
+    def __init__(self, device: Device, state: BatchState, pool: KVPool, kernels: KernelTable) -> None:
         groups, slots, blocks = state.tables_GNB.shape
         self.padding_slot = slots
         self._device = device
         self._state = state
         self._pool = pool
+        self._kernels = kernels
         where = device.torch_device
         self.tokens_NL = torch.zeros(slots + 1, state.capacity, dtype=torch.int64, device=where)
         self.tables_GNB = torch.zeros(groups, slots + 1, blocks, dtype=torch.int32, device=where)
+        self._starts_S1 = torch.arange(bucket_of(slots) + 1, dtype=torch.int32, device=where)  # of one token a row
 
     # ------------------------------------------------------------------------------------------------ changes
 
@@ -71,14 +75,13 @@ class ResidentBatch:
         """One token a row, in operations that a graph can hold: nothing here depends on values."""
         size = self._state.block_size
         rows = len(slots_S)
-        tables_GSB = self.tables_GNB.index_select(1, slots_S)
-        page_GS = tables_GSB.gather(2, (positions_S // size).expand(len(tables_GSB), -1).unsqueeze(2)).squeeze(2)
+        inputs = self._kernels.decode_inputs(slots_S, positions_S, self.tables_GNB, size)
         return ForwardBatch(
             positions_T=positions_S,
-            query_start_S1=torch.arange(rows + 1, dtype=torch.int32, device=slots_S.device),
-            context_S=(positions_S + 1).int(),
-            tables_GSB=tables_GSB,
-            slots_GT=page_GS.long() * size + positions_S % size,
+            query_start_S1=self._starts_S1[: rows + 1],
+            context_S=inputs.context_S,
+            tables_GSB=inputs.tables_GSB,
+            slots_GT=inputs.slots_GS,
             kv=self._pool.kv,
             max_query=1,
             num_decodes=rows,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from remuda.config.engine import EngineConfig
+from remuda.kernels.select import kernel_table
 from remuda.models.interfaces import Model, SupportsImages
 from remuda.models.registry import build_model
 from remuda.parallel.groups import Groups
@@ -34,7 +35,7 @@ from remuda.worker.drafts import Drafts
 from remuda.worker.feedback import TokenFeedback
 from remuda.worker.images import ImageRows
 from remuda.worker.kv_pool import KVPool, compute_dtype
-from remuda.worker.state import BatchState, Rows
+from remuda.worker.state import BatchState, Ints, Rows
 
 _COMPILATION_S = 60.0  # that another rank may need for kernels which it runs for the first time
 _LOOK_S = 50e-6  # how often the host looks whether a step is done while it waits for messages
@@ -65,6 +66,7 @@ class CudaRunner:
         self._device = device
         self._timeline = timeline_of(config.trace_dir, device, topology)
         self._dtype = compute_dtype(config.model)
+        self._kernels = kernel_table(str(device.torch_device), config.model.dtype)
         self.max_launched = 2 if topology.pp_size == 1 else topology.pp_size + 1
         self.model: Model
 
@@ -83,12 +85,12 @@ class CudaRunner:
         config, topology = self._config, self._topology
         self._state = state
         pool = KVPool(config.model, config.cache, topology, pages, self._pages)
-        self._resident = ResidentBatch(self._device, state, pool)
+        self._resident = ResidentBatch(self._device, state, pool, self._kernels)
         self._images = self._image_rows()
         self._sampler: DeviceSampler | None = None
         if topology.is_last_stage:
             self._sampler = DeviceSampler(
-                self._device, self.model, self._tp, self._resident, state.slots, config.model.vocab_size
+                self._device, self._kernels, self.model, self._tp, self._resident, state.slots, config.model.vocab_size
             )
         in_flight = config.scheduler.steps_in_flight or topology.pp_size + 1
         feeds = topology.is_first_stage and self._link is not None
@@ -188,17 +190,17 @@ class CudaRunner:
         inputs_2B[0, :count], inputs_2B[1, :count] = rows.slots_S, rows.starts_S
         sent_2B = self._device.send(inputs_2B)
         hidden = self._config.model.hidden_size
-        outputs = self._graphs.run(sent_2B, self._receive(run, count), hidden, self._dtype)
+        greedy = run.wanted is None or run.wanted.all_plain
+        outputs = self._graphs.run(sent_2B, self._receive(run, count), hidden, self._dtype, greedy)
         if run.wanted is None:
             self._send_hidden(run, outputs.hidden_BH[:count])
-            return
-        assert outputs.tokens_B is not None and outputs.logits_BV is not None
-        if run.wanted.all_plain:
+        elif outputs.tokens_B is not None:
             tokens_S = outputs.tokens_B[:count]
             run.answer = Answer(self._device.fetch(tokens_S))
             self._distribute(run, tokens_S)
         else:
-            self._sample(run, outputs.logits_BV[:count], outputs.hidden_BH)
+            assert outputs.logits_BV is not None
+            self._choose(run, outputs.logits_BV[:count])
 
     def _launch_mixed(self, run: CudaRun) -> None:
         """Rows of any length, kernel by kernel."""
@@ -206,7 +208,7 @@ class CudaRunner:
         batch, slot_T = self._resident.mixed_batch(rows)
         receive = self._receive(run, rows.total_tokens)
         if receive is None:
-            hidden_TH = self.model.embed(self._resident.tokens_NL[slot_T, batch.positions_T])
+            hidden_TH = self.model.embed_of_buffer(self._resident.tokens_NL, slot_T, batch.positions_T)
             if self._images is not None:
                 self._images.substitute_(hidden_TH, rows)
         else:
@@ -217,38 +219,43 @@ class CudaRunner:
         if run.wanted is None:
             self._send_hidden(run, hidden_TH)
             return
-        chosen_at_C = rows.chosen_at_C()
-        if len(chosen_at_C):
-            at = self._device.send(chosen_at_C)
-            self._sample(run, self.model.logits(hidden_TH[at]), hidden_TH)
-        elif run.wanted.prompts:
-            assert self._sampler is not None
-            run.answer = Answer(torch.empty(0), prompts=self._sampler.prompt_logprobs(hidden_TH, run.wanted))
+        self._sample(run, rows.chosen_at_C(), hidden_TH)
 
-    def _decode(self, inputs_2B: torch.Tensor, hidden_BH: torch.Tensor | None) -> Outputs:
+    def _decode(self, inputs_2B: torch.Tensor, hidden_BH: torch.Tensor | None, greedy: bool) -> Outputs:
         """The device's whole part of a decode step; a graph can hold it."""
         slots_B, positions_B = inputs_2B[0], inputs_2B[1]
         batch = self._resident.decode_batch(slots_B, positions_B)
         if hidden_BH is None:
-            hidden_BH = self.model.embed(self._resident.tokens_NL[slots_B, positions_B])
+            hidden_BH = self.model.embed_of_buffer(self._resident.tokens_NL, slots_B, positions_B)
         hidden_BH = self.model.run_layers(hidden_BH, batch)
         if self._sampler is None:
             return Outputs(hidden_BH)
-        logits_BV = self.model.logits(hidden_BH)
-        tokens_B = self._sampler.greedy(logits_BV)
-        self._resident.keep(slots_B, positions_B + 1, tokens_B)
-        return Outputs(hidden_BH, logits_BV, tokens_B)
+        if greedy:
+            return Outputs(hidden_BH, tokens_B=self._sampler.greedy(hidden_BH, slots_B, positions_B))
+        return Outputs(hidden_BH, self.model.logits(hidden_BH))
 
-    def _sample(self, run: CudaRun, logits_SV: torch.Tensor, hidden_TH: torch.Tensor) -> None:
+    def _sample(self, run: CudaRun, chosen_at_C: Ints, hidden_TH: torch.Tensor) -> None:
+        """The tokens that a step of any rows chooses, and log-probabilities of its prompts."""
         sampler, wanted = self._sampler, run.wanted
         assert sampler is not None and wanted is not None
-        if wanted.all_plain:
-            tokens_S = sampler.greedy(logits_SV)
-            run.answer = Answer(self._device.fetch(tokens_S))
-        else:
-            tokens_S, run.answer = sampler.choose(logits_SV, wanted)
+        if len(chosen_at_C):
+            hidden_SH = hidden_TH[self._device.send(chosen_at_C)]
+            if wanted.all_plain:
+                behind = self._device.send(np.stack([wanted.slots_S, wanted.positions_S - 1]))
+                tokens_S = sampler.greedy(hidden_SH, behind[0], behind[1])
+                run.answer = Answer(self._device.fetch(tokens_S))
+                self._distribute(run, tokens_S)
+            else:
+                self._choose(run, self.model.logits(hidden_SH))
         if wanted.prompts:
+            run.answer = run.answer or Answer(torch.empty(0))
             run.answer.prompts = sampler.prompt_logprobs(hidden_TH, wanted)
+
+    def _choose(self, run: CudaRun, logits_SV: torch.Tensor) -> None:
+        """Tokens of rows that are not all plainly greedy."""
+        sampler, wanted = self._sampler, run.wanted
+        assert sampler is not None and wanted is not None
+        tokens_S, run.answer = sampler.choose(logits_SV, wanted)
         where = self._device.send(np.stack([wanted.slots_S, wanted.positions_S]))
         self._resident.keep(where[0], where[1], tokens_S)
         self._distribute(run, tokens_S)

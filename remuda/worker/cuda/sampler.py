@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from remuda.kernels.table import KernelTable
 from remuda.models.interfaces import Model
 from remuda.parallel.collectives import Communicator
-from remuda.parallel.greedy import greedy_keys, of_greedy_keys
 from remuda.protocol.request import TokenLogprobs
 from remuda.protocol.step import PromptLogprobs, StepPlan, StepResult
 from remuda.worker.cuda.adjust import Adjustment
@@ -87,9 +87,17 @@ class Answer:
 
 class DeviceSampler:
     def __init__(
-        self, device: Device, head: Model, tp: Communicator, resident: ResidentBatch, slots: int, vocab_size: int
+        self,
+        device: Device,
+        kernels: KernelTable,
+        head: Model,
+        tp: Communicator,
+        resident: ResidentBatch,
+        slots: int,
+        vocab_size: int,
     ) -> None:
         self._device = device
+        self._kernels = kernels
         self._head = head
         self._tp = tp
         self._resident = resident
@@ -129,16 +137,15 @@ class DeviceSampler:
 
     # ------------------------------------------------------------------------------------------------ tokens
 
-    def greedy(self, logits_SV: torch.Tensor) -> torch.Tensor:
+    def greedy(self, hidden_SH: torch.Tensor, slots_S: torch.Tensor, positions_S: torch.Tensor) -> torch.Tensor:
         """Ids of the largest logits over all shards (the lowest among equals), int64 [S]; -1 where not finite.
 
-        A graph can hold it.
+        They are kept behind `positions_S`. A graph can hold it.
         """
-        value_S, id_S = logits_SV.max(dim=1)
+        key_S = self._head.greedy_keys(hidden_SH)
         if self._tp.size > 1:
-            key_S = self._tp.greatest_keys_(greedy_keys(value_S, id_S + self._head.vocab_shard[0]))
-            value_S, id_S = of_greedy_keys(key_S)
-        return torch.where(value_S.isfinite(), id_S, -1)
+            key_S = self._tp.greatest_keys_(key_S)
+        return self._kernels.keep_tokens(key_S, self._resident.tokens_NL, slots_S, positions_S)
 
     def choose(self, logits_SV: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, Answer]:
         """Tokens of rows that are not all plainly greedy, on the device and (with log-probabilities) for the host."""
