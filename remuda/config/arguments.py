@@ -170,8 +170,8 @@ ENGINE_FLAGS = (
         "scheduling",
         (
             Flag("max-num-seqs", "most requests running at once", count, 256, metavar="N"),
-            Flag("max-num-batched-tokens", "most tokens in one step; longer prompts are cut into chunks", count, 2048,
-                 metavar="TOKENS"),
+            Flag("max-num-batched-tokens", "most tokens in one step; longer prompts are cut into chunks. Default: 8192 "
+                 "on GPUs, 2048 on CPU", count, metavar="TOKENS"),
             Flag("long-prefill-token-threshold", "most tokens of one prompt in a step; 0: no limit of its own", int, 0,
                  metavar="TOKENS"),
             Flag("enable-chunked-prefill", "always on", bool, True),

@@ -5,8 +5,11 @@ from __future__ import annotations
 from remuda.config.engine import EngineConfig
 from remuda.kv.groups import SequencePages
 from remuda.parallel.topology import node_of
+from remuda.planner.memory import layouts_that_fit
 from remuda.protocol.errors import ConfigError
 from remuda.protocol.step import MemoryReport
+
+_MOST_RANKS = 128  # that a suggestion may ask for
 
 
 def most_useful_pages(config: EngineConfig) -> int:
@@ -42,8 +45,20 @@ def _does_not_fit(config: EngineConfig, reports: list[MemoryReport], pages: int,
             f"{report.kv_bytes_available / mib:>11.1f} {report.page_bytes / 1024:>9.1f} "
             f"{report.kv_bytes_available // report.page_bytes:>9} {needed * report.page_bytes / mib:>11.1f}"
         )
+    if config.cache.kv_cache_memory_bytes is None and config.cache.num_pages_override is None:
+        lines.append(_layouts(config, reports, needed))
     lines.append(
         "Lower --max-model-len, raise --kv-cache-memory-bytes or the memory utilization, or use more "
         "tensor-parallel or pipeline-parallel ranks"
     )
     return "\n".join(lines)
+
+
+def _layouts(config: EngineConfig, reports: list[MemoryReport], pages: int) -> str:
+    """Which sizes would have room for the weights and so many pages, on ranks as poor as the poorest of these."""
+    room = min(report.weight_bytes + report.kv_bytes_available for report in reports)
+    fitting = layouts_that_fit(
+        config.model, room, _MOST_RANKS, config.parallel.enable_expert_parallel, pages, config.cache.block_size
+    )
+    sizes = ", ".join(f"{tp} x {pp}" for tp, pp in fitting) or f"none on up to {_MOST_RANKS} ranks"
+    return f"Sizes (tensor x pipeline parallel) that would fit ranks of {room / 2**30:.1f} GiB: {sizes}"

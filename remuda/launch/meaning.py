@@ -14,7 +14,7 @@ import msgspec
 from remuda.config.model import ModelConfig
 from remuda.config.quant import FP8_ONLINE
 from remuda.models.registry import check_architecture
-from remuda.planner.gpus import torch_has_cuda, visible_gpus
+from remuda.planner.gpus import RESERVE_BYTES, torch_has_cuda, visible_gpus
 from remuda.planner.host import free_host_bytes
 from remuda.planner.layout import check_tensor_parallel
 from remuda.planner.partition import partition_layers
@@ -22,7 +22,7 @@ from remuda.protocol.errors import ConfigError
 
 _MAX_STEPS_IN_FLIGHT = 64
 _MAX_THREADS = 1024  # torch dies of far more
-GPU_RESERVE_BYTES = 2 << 30  # of a card: a context, NCCL's buffers, graphs, activations of a small step
+_STEP_TOKENS = {"cpu": 2048, "cuda": 8192}  # by default: what keeps a device busy
 
 
 def quantized(method: str | None, model: ModelConfig) -> ModelConfig:
@@ -71,10 +71,16 @@ def layer_partition(given: str | None, options: Mapping[str, Any], model: ModelC
     return layers
 
 
+def step_tokens(asked: int | None, seqs: int, device: str) -> int:
+    """--max-num-batched-tokens; by default what suits the device, but room for a token of every sequence."""
+    if asked is None:
+        return max(seqs, _STEP_TOKENS[device])
+    if seqs > asked:
+        raise ConfigError(f"--max-num-seqs {seqs} exceeds --max-num-batched-tokens {asked}: raise the latter")
+    return asked
+
+
 def check_scheduling(options: Mapping[str, Any]) -> None:
-    seqs, batched = options["max_num_seqs"], options["max_num_batched_tokens"]
-    if seqs > batched:
-        raise ConfigError(f"--max-num-seqs {seqs} exceeds --max-num-batched-tokens {batched}: raise the latter")
     if not options["enable_chunked_prefill"]:
         raise ConfigError("--no-enable-chunked-prefill is not supported: raise --max-num-batched-tokens instead")
     if options["long_prefill_token_threshold"] < 0:
@@ -143,11 +149,13 @@ def trace_dir(told: str | None, device: str) -> str:
     return os.path.abspath(told)
 
 
-def free_bytes(device: str, ranks_here: int) -> int:
-    """What is free for all ranks of this machine together: of its memory, or of the fullest of its GPUs for each."""
+def free_bytes(device: str, ranks_here: int, step_bytes: int) -> int:
+    """What is free for all ranks of this machine together: of its memory, or of the fullest of its GPUs for each, less
+    what a GPU needs for the largest step and for itself."""
     if device == "cpu":
         return free_host_bytes()
-    return ranks_here * max(0, min(gpu.free_bytes for gpu in visible_gpus()[:ranks_here]) - GPU_RESERVE_BYTES)
+    free = min(gpu.free_bytes for gpu in visible_gpus()[:ranks_here])
+    return ranks_here * max(0, free - step_bytes - RESERVE_BYTES)
 
 
 def threads_per_rank(told: int) -> int:

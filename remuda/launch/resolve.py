@@ -11,6 +11,7 @@ from remuda.executor.sizing import most_useful_pages
 from remuda.hub.source import HubOptions, find_model
 from remuda.launch import meaning
 from remuda.models.registry import read_model_config
+from remuda.planner.gpus import step_bytes
 from remuda.planner.node import NodeMemory
 
 
@@ -50,13 +51,15 @@ def resolve(options: Mapping[str, Any], model: ModelConfig) -> EngineConfig:
     )  # fmt: skip
     ranks_here = parallel.world_size // parallel.nnodes
     device = meaning.device(options["device"], model.dtype, ranks_here)
-    memory = NodeMemory(model, parallel, cache, meaning.free_bytes(device, ranks_here), shared=device == "cpu")
+    seqs = options["max_num_seqs"]
+    tokens = meaning.step_tokens(options["max_num_batched_tokens"], seqs, device)
+    free = meaning.free_bytes(device, ranks_here, step_bytes(model, parallel.tensor_parallel_size, tokens, seqs))
+    memory = NodeMemory(model, parallel, cache, free, shared=device == "cpu")
     memory.check_weights()
     meaning.check_scheduling(options)
     scheduler = SchedulerConfig(
-        max_num_seqs=options["max_num_seqs"], max_num_batched_tokens=options["max_num_batched_tokens"],
-        max_model_len=meaning.model_length(options["max_model_len"], model)
-        or memory.longest_sequence(options["max_num_batched_tokens"]),
+        max_num_seqs=seqs, max_num_batched_tokens=tokens,
+        max_model_len=meaning.model_length(options["max_model_len"], model) or memory.longest_sequence(tokens),
         policy=options["scheduling_policy"], max_waiting=options["max_waiting"],
         max_prefill_chunk=options["long_prefill_token_threshold"] or None,
         steps_in_flight=meaning.steps_in_flight(options["steps_in_flight"], options),

@@ -12,6 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from remuda.config.model import ModelConfig
+from remuda.protocol.dtypes import VALUE_BYTES
+
 
 @dataclass(frozen=True)
 class GpuMemory:
@@ -20,6 +23,24 @@ class GpuMemory:
     name: str
     total_bytes: int
     free_bytes: int
+
+
+# Of a card, beside weights, KV pages and the largest step: a context, NCCL's buffers, graphs, workspaces.
+RESERVE_BYTES = 2 << 30
+_BYTES_PER_LOGIT = 48  # float32 and float64 copies while tokens are drawn
+
+
+def step_bytes(model: ModelConfig, tp_size: int, tokens: int, rows: int) -> int:
+    """What a step of so many tokens, of which so many rows are drawn, takes on a GPU: an estimate on the safe side.
+
+    A rank measures it once the weights are in.
+    """
+    attention = (model.num_heads * 2 + model.num_kv_heads * 2) * model.head_dim // tp_size
+    widest = model.intermediate_size // tp_size
+    if model.moe is not None:
+        widest = max(widest, model.moe.top_k * model.moe.intermediate_size // tp_size + model.moe.num_experts)
+    width = 6 * model.hidden_size + attention + 3 * widest
+    return tokens * width * VALUE_BYTES[model.dtype] + rows * model.vocab_size * _BYTES_PER_LOGIT
 
 
 class _MemoryInfo(ctypes.Structure):

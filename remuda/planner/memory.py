@@ -83,15 +83,26 @@ def _gib(count: int) -> str:
 
 
 def layouts_that_fit(
-    model: ModelConfig, bytes_per_rank: int, max_ranks: int, expert_parallel: bool = False
+    model: ModelConfig,
+    bytes_per_rank: int,
+    max_ranks: int,
+    expert_parallel: bool = False,
+    pages: int = 0,
+    block_size: int = 16,
 ) -> list[tuple[int, int]]:
-    """(TP, PP) sizes whose weights fill at most 0.9 of a rank's memory: fewest stages per TP, fewest ranks first."""
+    """(TP, PP) sizes whose weights, and so many KV pages, fill at most 0.9 of a rank's memory: fewest stages per TP,
+    fewest ranks first."""
     room, found = 0.9 * bytes_per_rank, []
     for tp, share in working_shares(model, expert_parallel).items():
+        shape = model.kv_shape(tp)
         least = share.stage(0, model.num_layers).total_bytes // room  # fewer stages never suffice
         for pp in range(max(1, int(least)), min(model.num_layers, max_ranks // tp) + 1):
-            stages = (share.stage(first, last) for first, last in _stages(cut(share, pp)))
-            if max(stage.total_bytes for stage in stages) <= room:
+            needed = (
+                share.stage(first, last).total_bytes
+                + pages * stage_page(model.kv_groups, shape, block_size, first, last).nbytes
+                for first, last in _stages(cut(share, pp))
+            )
+            if max(needed) <= room:
                 found.append((tp, pp))
                 break
     return sorted(found, key=lambda size: (size[0] * size[1], size[1]))

@@ -40,7 +40,7 @@ class Runner(Protocol[Run]):
         ...
 
     def kv_bytes_available(self, ranks_on_node: int) -> int:
-        """Bytes for KV pages on this rank, once every rank of the node holds its weights."""
+        """Bytes for KV pages on this rank, once every rank of the node holds its weights. Collective."""
         ...
 
     def allocate(self, pages: int, state: BatchState) -> None:

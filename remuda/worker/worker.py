@@ -60,14 +60,16 @@ class Worker:
 
         with torch.inference_mode():
             sizes = self.runner.load(report)
-        self.groups.barrier("weights", config.startup_timeout_s)  # so that free memory is what is left to all
-        ranks_here = len(node_ranks(node_of(rank, config.parallel), config.parallel))
-        available = config.cache.kv_cache_memory_bytes
+            self.groups.barrier("weights", config.startup_timeout_s)  # so that free memory is what is left to all
+            ranks_here = len(node_ranks(node_of(rank, config.parallel), config.parallel))
+            available = config.cache.kv_cache_memory_bytes
+            if available is None:
+                available = self.runner.kv_bytes_available(ranks_here)
         return MemoryReport(
             rank=rank,
             weight_bytes=sizes.weight_bytes,
             checkpoint_bytes_read=sizes.checkpoint_bytes_read,
-            kv_bytes_available=self.runner.kv_bytes_available(ranks_here) if available is None else available,
+            kv_bytes_available=available,
             page_bytes=page_of(config.model, config.cache, self.topology).nbytes,
             layers=list(self.topology.layers),
             experts=whole_experts(config, self.topology),

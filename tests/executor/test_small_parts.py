@@ -23,6 +23,7 @@ def auto(**scheduler: int):  # type: ignore[no-untyped-def]
     base = config(1, 2)
     return msgspec.structs.replace(
         base,
+        model=msgspec.structs.replace(base.model, architecture="LlamaForCausalLM"),
         cache=msgspec.structs.replace(base.cache, num_pages_override=None),
         scheduler=msgspec.structs.replace(base.scheduler, **scheduler),
     )
@@ -44,7 +45,8 @@ def test_a_cache_that_cannot_hold_one_sequence_shows_the_table() -> None:
     with pytest.raises(ConfigError, match="needs 21") as caught:
         agree_on_pages(auto(), [report(0, 10_000), report(1, 20_000)])
     lines = caught.value.message.splitlines()
-    assert len(lines) == 5 and "--max-model-len" in lines[-1]
+    assert len(lines) == 6 and "--max-model-len" in lines[-1]
+    assert lines[-2].startswith("Sizes") and lines[-2].endswith(": 2 x 2, 1 x 4")
     assert agree_on_pages(auto(), [report(0, 21_000)]) == 21
 
 

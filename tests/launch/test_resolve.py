@@ -12,6 +12,7 @@ from remuda.config.arguments import ENGINE_FLAGS
 from remuda.config.engine import EngineConfig
 from remuda.config.parser import options_from_keywords
 from remuda.kv.groups import SequencePages
+from remuda.launch import meaning
 from remuda.launch.resolve import engine_config
 from remuda.models.llama.tiny import llama3_config
 from remuda.models.llama4.tiny import maverick_config
@@ -72,6 +73,13 @@ def test_the_automatic_length_is_the_longest_that_the_cache_holds(model: Path, p
     assert length % 16 == 0
     needed = SequencePages(config.model.kv_groups, 16, step)
     assert needed.of(length) < pages <= needed.of(length + 16)
+
+
+@pytest.mark.parametrize(("device", "tokens"), [("cpu", 2048), ("cuda", 8192)])
+def test_the_largest_step_suits_the_device(device: str, tokens: int) -> None:
+    assert meaning.step_tokens(None, 256, device) == tokens
+    assert meaning.step_tokens(None, 10_000, device) == 10_000
+    assert meaning.step_tokens(512, 256, device) == 512
 
 
 def test_explicit_stage_boundaries(model: Path) -> None:

@@ -72,6 +72,8 @@ def test_maverick_needs_about_fifty_gigabytes_a_rank_on_sixteen() -> None:
 def test_the_fewest_stages_of_each_tensor_parallel_size() -> None:
     assert layouts_that_fit(llama4(), 80 << 30, max_ranks=16) == [(4, 3), (2, 6), (1, 12), (8, 2)]
     assert layouts_that_fit(llama4(), 80 << 30, max_ranks=12) == [(4, 3), (2, 6), (1, 12)]
+    with_cache = layouts_that_fit(llama4(), 80 << 30, max_ranks=16, pages=200_000)  # 150 GiB on one rank
+    assert with_cache == [(8, 2), (4, 4), (2, 8)]
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_table_and_a_way_out() -> None:

@@ -6,6 +6,7 @@ Everything else in this folder is plain torch, so that its tests run on any mach
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -61,6 +62,10 @@ class Device(Protocol):
 
     def trim(self) -> None:
         """Give back memory that torch keeps and nothing uses; waits for all work."""
+        ...
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        """Do `work`; the most bytes that it had beyond those that were in use before."""
         ...
 
 
@@ -134,6 +139,13 @@ class Gpu:
     def trim(self) -> None:
         torch.cuda.synchronize(self.torch_device)
         torch.cuda.empty_cache()
+
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        before = torch.cuda.memory_allocated(self.torch_device)
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        work()
+        torch.cuda.synchronize(self.torch_device)
+        return torch.cuda.max_memory_allocated(self.torch_device) - before
 
     def graph(self) -> Any:
         return torch.cuda.CUDAGraph()

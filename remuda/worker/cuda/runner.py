@@ -27,7 +27,7 @@ from remuda.protocol.step import StepPlan, StepResult
 from remuda.weights.loader import LoadReport, Progress
 from remuda.worker.cuda.device import Device, Moment
 from remuda.worker.cuda.graphs import DecodeGraphs, Outputs, bucket_of
-from remuda.worker.cuda.memory import kv_bytes_of_gpu
+from remuda.worker.cuda.memory import LargestStep, kv_bytes_of_gpu
 from remuda.worker.cuda.resident import ResidentBatch
 from remuda.worker.cuda.sampler import Answer, DeviceSampler, Wanted
 from remuda.worker.cuda.timeline import timeline_of
@@ -79,7 +79,8 @@ class CudaRunner:
         return report
 
     def kv_bytes_available(self, ranks_on_node: int) -> int:
-        return kv_bytes_of_gpu(*self._device.free_bytes(), self._config, self._topology)
+        step = LargestStep(self.model, self._tp, self._config, self._topology, self._dtype, self._device)
+        return kv_bytes_of_gpu(self._device, self._config, step.measure())
 
     def allocate(self, pages: int, state: BatchState) -> None:
         config, topology = self._config, self._topology
