@@ -114,6 +114,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     vision: VisionConfig | None = None
     image_tokens: ImageTokens | None = None
     generation_defaults: dict[str, float] = {}  # temperature, top_p, ... of generation_config.json
+    kv_dtype: str | None = None  # of the KV cache; None: the compute dtype
 
     @property
     def num_layers(self) -> int:
@@ -126,4 +127,4 @@ class ModelConfig(msgspec.Struct, frozen=True):
 
     def kv_shape(self, tp_size: int) -> KVShape:
         """Keys of one token on a rank: heads are replicated when ranks outnumber them."""
-        return KVShape(max(1, self.num_kv_heads // tp_size), self.head_dim, self.dtype)
+        return KVShape(max(1, self.num_kv_heads // tp_size), self.head_dim, self.kv_dtype or self.dtype)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from remuda.kernels.batch import BatchView
 
 
+TILED_HEAD_DIMS = (16, 32, 64, 128, 256)
+"""What attention on GPUs has tiles for; torch serves other heads there."""
+
+
 @dataclass(frozen=True)
 class HeadLayout:
     """How the rows of a fused QKV projection divide into heads: Q query heads, K key heads, K value heads."""

@@ -13,6 +13,7 @@ import msgspec
 
 from remuda.config.model import ModelConfig
 from remuda.config.quant import FP8_ONLINE
+from remuda.kernels.table import TILED_HEAD_DIMS
 from remuda.models.registry import check_architecture
 from remuda.planner.gpus import RESERVE_BYTES, torch_has_cuda, visible_gpus
 from remuda.planner.host import free_host_bytes
@@ -138,6 +139,18 @@ def device(name: str, dtype: str, ranks_here: int) -> str:
             "--tensor-parallel-size or --pipeline-parallel-size, or look at CUDA_VISIBLE_DEVICES and nvidia-smi"
         )
     return chosen
+
+
+def with_kv_dtype(name: str, model: ModelConfig, device: str) -> ModelConfig:
+    """--kv-cache-dtype. Only the kernels of GPUs read pages of float8, of some head sizes."""
+    if name == "auto":
+        return model
+    if device != "cuda":
+        raise ConfigError(f"--kv-cache-dtype {name} needs a GPU: leave it at auto on CPU")
+    if model.head_dim not in TILED_HEAD_DIMS:
+        sizes = ", ".join(map(str, TILED_HEAD_DIMS))
+        raise ConfigError(f"--kv-cache-dtype {name} does not serve heads of {model.head_dim} numbers, only of {sizes}")
+    return msgspec.structs.replace(model, kv_dtype="float8_e4m3fn")
 
 
 def trace_dir(told: str | None, device: str) -> str:

@@ -51,6 +51,7 @@ def resolve(options: Mapping[str, Any], model: ModelConfig) -> EngineConfig:
     )  # fmt: skip
     ranks_here = parallel.world_size // parallel.nnodes
     device = meaning.device(options["device"], model.dtype, ranks_here)
+    model = meaning.with_kv_dtype(options["kv_cache_dtype"], model, device)
     seqs = options["max_num_seqs"]
     tokens = meaning.step_tokens(options["max_num_batched_tokens"], seqs, device)
     free = meaning.free_bytes(device, ranks_here, step_bytes(model, parallel.tensor_parallel_size, tokens, seqs))

@@ -38,6 +38,8 @@ def _on_gpu(config: EngineConfig, topology: Topology, groups: Groups) -> AnyRunn
 
     gpu = Gpu(gpu_index(topology, config))
     scheduler, model = config.scheduler, config.model
+    if model.kv_dtype == "float8_e4m3fn" and not gpu.has_float8:
+        raise ConfigError("--kv-cache-dtype fp8 needs a GPU of compute capability 8.9 or higher: leave it at auto")
     traffic = Traffic(
         hidden_size=model.hidden_size,
         dtype=compute_dtype(model),

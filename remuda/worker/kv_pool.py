@@ -35,7 +35,7 @@ class KVPool:
         self, model: ModelConfig, cache: CacheConfig, topology: Topology, pages: int, new_pages: NewPages
     ) -> None:
         self.kv = [
-            tuple(new_pages((pages, *part.shape), _DTYPES[part.dtype]) for part in parts)
+            tuple(new_pages((pages, *part.shape), getattr(torch, part.dtype)) for part in parts)
             for parts in page_of(model, cache, topology).depths
         ]
 

@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from remuda.config.arguments import ENGINE_FLAGS
-from remuda.config.engine import EngineConfig
+from remuda.config.engine import EngineConfig, ParallelConfig
 from remuda.config.parser import options_from_keywords
 from remuda.kv.groups import SequencePages
 from remuda.launch import meaning
 from remuda.launch.resolve import engine_config
 from remuda.models.llama.tiny import llama3_config
 from remuda.models.llama4.tiny import maverick_config
+from remuda.planner.memory import plan_memory
 from remuda.planner.share import Share
 from remuda.protocol.errors import ConfigError
 from remuda.tiny.float8 import fp8_config
@@ -73,6 +75,19 @@ def test_the_automatic_length_is_the_longest_that_the_cache_holds(model: Path, p
     assert length % 16 == 0
     needed = SequencePages(config.model.kv_groups, 16, step)
     assert needed.of(length) < pages <= needed.of(length + 16)
+
+
+def test_a_float8_cache_holds_twice_the_tokens_and_is_for_gpus(model: Path) -> None:
+    resolved = resolve(model, max_model_len=64).model
+    assert meaning.with_kv_dtype("auto", resolved, "cpu") is resolved
+    assert "needs a GPU" in refused(model, max_model_len=64, kv_cache_dtype="fp8")
+    with pytest.raises(ConfigError, match="heads of 80 numbers, only of 16, 32"):
+        meaning.with_kv_dtype("fp8", msgspec.structs.replace(resolved, head_dim=80), "cuda")
+    halved = meaning.with_kv_dtype("fp8_e4m3", resolved, "cuda")
+    parallel = ParallelConfig(2, 1, layer_partition=(resolved.num_layers,))
+    pages = [plan_memory(asked, parallel, block_size=16)[0].page_bytes for asked in (resolved, halved)]
+    value_bytes = 4 if resolved.dtype == "float32" else 2
+    assert pages[0] == value_bytes * pages[1]
 
 
 @pytest.mark.parametrize(("device", "tokens"), [("cpu", 2048), ("cuda", 8192)])
@@ -145,7 +160,7 @@ def test_the_configuration_hash_is_the_same_on_every_node(model: Path) -> None:
 
 
 def test_no_flag_is_ignored(model: Path) -> None:
-    """Every flag of the engine is read on the way to its configuration; those below have one effect only."""
+    """Every flag of the engine is read on the way to its configuration, but for the tokenizer's."""
 
     class Recorder(dict[str, Any]):
         def __getitem__(self, key: str) -> Any:
@@ -155,5 +170,5 @@ def test_no_flag_is_ignored(model: Path) -> None:
     options = Recorder(options_from_keywords(ENGINE_FLAGS, {}) | {"model": str(model), "max_model_len": 64})
     engine_config(options)
     names = {flag.key for group in ENGINE_FLAGS for flag in group.flags}
-    of_the_tokenizer, with_one_value = {"tokenizer"}, {"kv_cache_dtype"}
-    assert names - options["read"] == of_the_tokenizer | with_one_value
+    of_the_tokenizer = {"tokenizer"}
+    assert names - options["read"] == of_the_tokenizer

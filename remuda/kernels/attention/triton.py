@@ -17,6 +17,7 @@ import triton.language as tl
 from remuda.kernels.attention.tiles import decode_tile, prompt_tile
 from remuda.kernels.batch import BatchView
 from remuda.kernels.device import counters, early, multiprocessors, power_of_two
+from remuda.kernels.table import TILED_HEAD_DIMS
 
 _UNLIMITED = 1 << 30  # of chunk and window: past any position
 _MOST_SUMS = 8192  # of the parts of one query that a block adds up in registers
@@ -181,7 +182,7 @@ def _prompt(
 
 def serves(head_dim: int) -> bool:
     """Whether the tiles fit; other sizes are for torch."""
-    return head_dim in (16, 32, 64, 128, 256)
+    return head_dim in TILED_HEAD_DIMS
 
 
 def paged_attention(

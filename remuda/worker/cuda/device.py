@@ -110,6 +110,7 @@ class Gpu:
             )
         torch.cuda.set_device(index)
         self.torch_device = torch.device("cuda", index)
+        self.has_float8 = torch.cuda.get_device_capability(index) >= (8, 9)
 
     def send(self, array: np.ndarray) -> torch.Tensor:
         # The pinned copy comes from torch's pool, which keeps it until the device has read it.
