@@ -31,6 +31,7 @@ from typing import Any
 from remuda import LLM, SamplingParams
 from remuda.cli.bench.bandwidth import copy_bytes_per_s
 from remuda.planner.floor import DecodeFloor
+from remuda.planner.gpus import visible_gpus
 from remuda.protocol.errors import RemudaError
 
 PROMPT, STEPS = 128, 256
@@ -150,6 +151,8 @@ def main() -> int:
         "layout": f"TP{options.tensor_parallel_size} PP{options.pipeline_parallel_size}"
         + (" EP" if options.enable_expert_parallel else ""),
     }
+    cards = visible_gpus()[: options.tensor_parallel_size * options.pipeline_parallel_size]
+    about["cards"] = f"{len(cards)} x {cards[0].name}" if cards else "CPU"
     rows: list[Row] = []
 
     def report(**row: Any) -> None:
