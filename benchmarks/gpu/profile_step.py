@@ -51,14 +51,14 @@ def main() -> None:
         plot(json.loads(Path(options.paths[0]).read_text()), options.paths[1])
         return
     batches = [int(size) for size in options.batch.split(",")]
-    report = measure(options.paths[0], batches, options.context, not options.no_pdl)
-    Path(options.paths[1]).write_text(json.dumps(report, indent=1))
+    measure(options.paths[0], Path(options.paths[1]), batches, options.context, not options.no_pdl)
 
 
 # ------------------------------------------------------------------------------------------------ one rank
 
 
-def measure(model: str, batches: list[int], context: int, pdl: bool) -> dict[str, Any]:
+def measure(model: str, target: Path, batches: list[int], context: int, pdl: bool) -> None:
+    """Writes what it has after each batch size."""
     import torch
 
     from remuda.kernels.select import cuda_table
@@ -80,7 +80,7 @@ def measure(model: str, batches: list[int], context: int, pdl: bool) -> dict[str
             report["decode"].append(result)
             line = {key: value for key, value in result.items() if key not in ("timeline", "kernels")}
             print(report["model"], f"pdl {pdl}", json.dumps(line), flush=True)
-    return report
+            target.write_text(json.dumps(report, indent=1))
 
 
 class Rank:

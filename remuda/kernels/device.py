@@ -1,4 +1,4 @@
-"""What the launches of Triton kernels share: how many multiprocessors there are, counters, early launch."""
+"""What the launches of Triton kernels share: what the device has, counters, early launch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import functools
 from typing import Any
 
 import torch
+import triton
 
-_CPU_MULTIPROCESSORS = 4  # in Triton's interpreter: small, so that tests see several sizes of a grid
+_CPU_MULTIPROCESSORS = 16  # in Triton's interpreter: small, so that tests see several sizes of a grid
 
 
 @functools.cache
@@ -15,6 +16,15 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return _CPU_MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def has_large_blocks(device: torch.device) -> bool:
+    """Whether a block may have 160 KB of shared memory, as on A100, H100 and their successors."""
+    if device.type != "cuda":
+        return True
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"] >= 160 << 10
 
 
 @functools.cache

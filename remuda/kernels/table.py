@@ -143,10 +143,8 @@ class SigmoidMoEParts:
     top_k: int
 
 
-class FewTokens(Protocol):
-    """Serves a block of layers for up to `max_tokens` tokens as its parts would, in fewer kernels."""
-
-    max_tokens: int
+class Fused(Protocol):
+    """Does what the parts of a block do, in fewer kernels."""
 
     def __call__(self, x_TH: Tensor) -> Tensor: ...
 
@@ -235,7 +233,7 @@ class KernelTable:
     make_int4_linear: Callable[[Tensor, Tensor, Tensor | None, bool], Linear]
     # (words and scales of gate_up [E, 2I, H], of down [E, H, I], weighting)
     make_int4_experts: Callable[[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Weighting], Experts]
-    fuse_sigmoid_moe: Callable[[SigmoidMoEParts], FewTokens | None]  # None: the parts serve
+    fuse_sigmoid_moe: Callable[[SigmoidMoEParts], Fused | None]  # None: the parts serve
     # From what another table on this device packed to what this one prefers, which may be the same object. The caller
     # drops the former, so that its memory returns.
     repack_linear: Callable[[Linear], Linear]

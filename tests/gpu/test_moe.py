@@ -115,11 +115,12 @@ def test_quantizing(inputs: int) -> None:
 
 
 @pytest.mark.parametrize("pdl", [False, True])
-@pytest.mark.parametrize("tokens", [1, 2, 8])
+@pytest.mark.parametrize("tokens", [1, 2, 8, 9, 300])
 @pytest.mark.parametrize(("dtype", "shared_fp8"), [(torch.float32, False), (torch.bfloat16, False), (FP8, True)])
 def test_fused_block(tokens: int, dtype: torch.dtype, shared_fp8: bool, pdl: bool) -> None:
     if pdl and torch.cuda.get_device_capability() < (9, 0):
         pdl = False
     for owned in ((0, 5), (1, 3)):
         found = check_fused_block("cuda", dtype, tokens, 5120, (1024, 1024), shared_fp8, owned, pdl)
-        assert found < BOUND[torch.float32 if dtype is torch.float32 else torch.bfloat16]
+        exact = dtype if dtype is not FP8 or tokens > SMALL_ROWS else torch.bfloat16
+        assert found < BOUND[exact]

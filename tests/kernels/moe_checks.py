@@ -90,7 +90,7 @@ def check_fused_block(
         linear(shared[0][0], shared_scales[0], True), linear(shared[1][0], shared_scales[1], False), 1,
     )  # fmt: skip
     fused = fuse_sigmoid_moe(parts, pdl)
-    assert fused is not None and tokens <= fused.max_tokens
+    assert fused is not None
     return error(fused(x_TH.to(device)).cpu(), want)
 
 

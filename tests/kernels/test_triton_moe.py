@@ -123,11 +123,11 @@ def test_rows_are_quantized_to_their_largest() -> None:
     assert error(q.float() * scale[:, None], x) < 0.06
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 3, 11])
 @pytest.mark.parametrize(
     ("dtype", "shared_fp8", "owned"),
     [(torch.float32, False, (0, 5)), (torch.bfloat16, False, (1, 4)), (FP8, False, (0, 5)), (FP8, True, (2, 3))],
 )
 def test_fused_block(tokens: int, dtype: torch.dtype, shared_fp8: bool, owned: tuple[int, int]) -> None:
-    bound = 1e-5 if dtype is torch.float32 else 2e-2
+    bound = 1e-5 if dtype is torch.float32 else 1e-1 if dtype is FP8 and tokens > 8 else 2e-2
     assert check_fused_block("cpu", dtype, tokens, 80, (48, 40), shared_fp8, owned) < bound

@@ -16,11 +16,11 @@ import triton.language as tl
 
 from remuda.kernels.attention.tiles import decode_tile, prompt_tile
 from remuda.kernels.batch import BatchView
-from remuda.kernels.device import counters, early, multiprocessors, power_of_two
+from remuda.kernels.device import counters, early, has_large_blocks, multiprocessors, power_of_two
 from remuda.kernels.table import TILED_HEAD_DIMS
 
 _UNLIMITED = 1 << 30  # of chunk and window: past any position
-_MOST_SUMS = 8192  # of the parts of one query that a block adds up in registers
+_MOST_SUMS = 4096  # of the parts of one query that a block adds up in registers
 _MAX_COUNTERS = 1 << 16
 
 
@@ -62,15 +62,16 @@ def _attend(
     return acc_MD, new_peak_M, sum_M
 
 
-@triton.jit
+# What changes from step to step is not specialized on: each variant would be compiled while somebody waits.
+@triton.jit(do_not_specialize=["stride_table"], do_not_specialize_on_alignment=["tables"])
 def _decode(
     q, k, v, out, tables, context, partial, peaks, sums, counter, scale, v_scale, chunk, window,
     stride_q, stride_out, stride_table, stride_page,
     G: tl.constexpr, M: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr,
-    SPLITS: tl.constexpr, PDL: tl.constexpr,
+    MOST_SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One part of a row's keys for one key head; the last part to arrive adds the parts up."""
-    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row, head, split, splits = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -78,7 +79,7 @@ def _decode(
     first = _visible_from(tl.maximum(length - 1, 0), chunk, window)
     first_tile = first // N
     tiles = tl.cdiv(length, N) - first_tile
-    share = tl.maximum(tl.cdiv(tiles, SPLITS), 1)
+    share = tl.maximum(tl.cdiv(tiles, splits), 1)
     active = tl.maximum(tl.cdiv(tiles, share), 1)
     if split >= active:
         return
@@ -101,28 +102,28 @@ def _decode(
     if active == 1:
         out_MD = acc_MD * (v_scale / tl.where(sum_M > 0.0, sum_M, 1.0))[:, None]
         tl.store(out_row + place_MD, out_MD.to(out.dtype.element_ty), mask=inside_M1)
-    elif SPLITS > 1:
+    elif MOST_SPLITS > 1:
         pair = row * tl.num_programs(1) + head
-        part_M = (pair * SPLITS + split) * G + m
+        part_M = (pair * splits + split) * G + m
         tl.store(partial + part_M.to(tl.int64)[:, None] * D + d[None, :], acc_MD, mask=inside_M1)
         tl.store(peaks + part_M, peak_M, mask=m < G)
         tl.store(sums + part_M, sum_M, mask=m < G)
         tl.debug_barrier()  # all threads' parts are written before one thread says so
         if tl.atomic_add(counter + pair, 1, sem="acq_rel") == active - 1:
-            _combine(partial, peaks, sums, out_row, pair, head, active, v_scale, G, D, SPLITS)
+            _combine(partial, peaks, sums, out_row, pair * splits, head, active, v_scale, G, D, MOST_SPLITS)
             tl.store(counter + pair, 0)
 
 
 @triton.jit
 def _combine(
-    partial, peaks, sums, out_row, pair, head, active, v_scale,
-    G: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
+    partial, peaks, sums, out_row, first_part, head, active, v_scale,
+    G: tl.constexpr, D: tl.constexpr, MOST_SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Past the first-level cache, which does not see what other multiprocessors wrote."""
-    n, d = tl.arange(0, SPLITS), tl.arange(0, D)
+    n, d = tl.arange(0, MOST_SPLITS), tl.arange(0, D)
     live_N = n < active
     for g in tl.static_range(G):
-        part_N = (pair * SPLITS + n) * G + g
+        part_N = (first_part + n) * G + g
         peak_N = tl.load(peaks + part_N, mask=live_N, other=float("-inf"), cache_modifier=".cg")
         sum_N = tl.load(sums + part_N, mask=live_N, other=0.0, cache_modifier=".cg")
         place_ND = part_N.to(tl.int64)[:, None] * D + d[None, :]
@@ -132,7 +133,7 @@ def _combine(
         tl.store(out_row + (head * G + g) * D + d, out_D.to(out_row.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "stride_table"], do_not_specialize_on_alignment=["tables"])
 def _prompt(
     q, k, v, out, tables, query_start, context, scale, v_scale, chunk, window, first_row,
     stride_q, stride_out, stride_table, stride_page,
@@ -223,9 +224,10 @@ def _run_decode(
 ) -> None:  # fmt: skip
     (_, Q, D), (K, page) = q_TQD.shape, k.shape[1:3]
     rows, heads, table_SB = batch.num_decodes, Q // K, batch.tables_GSB[group]
-    tile = decode_tile(D, q_TQD.dtype)
+    tile = decode_tile(D, q_TQD.dtype, rows * K, has_large_blocks(q_TQD.device))
     longest = min(table_SB.shape[1] * page, *limits)
-    splits = min(decode_splits(rows * K, longest, tile.keys, multiprocessors(q_TQD.device)), _MOST_SUMS // D)
+    most = _MOST_SUMS // D
+    splits = min(decode_splits(rows * K, longest, tile.keys, multiprocessors(q_TQD.device)), most)
     parts = rows * K * splits * heads if splits > 1 else 0
     partial = torch.empty(parts, D + 2, dtype=torch.float32, device=q_TQD.device).view(-1)
     assert rows * K <= _MAX_COUNTERS
@@ -233,7 +235,8 @@ def _run_decode(
         q_TQD, k, v, out_TQD, table_SB, batch.context_S, partial[2 * parts :], partial, partial[parts:],
         counters("attention", q_TQD.device, _MAX_COUNTERS), *scales, *limits,
         q_TQD.stride(0), out_TQD.stride(0), table_SB.stride(0), k.stride(0),
-        G=heads, M=max(16, power_of_two(heads)), D=D, PAGE=page, N=tile.keys, SPLITS=splits, PDL=pdl,
+        G=heads, M=max(16, power_of_two(heads)), D=D, PAGE=page, N=tile.keys,
+        MOST_SPLITS=most if splits > 1 else 1, PDL=pdl,
         num_warps=tile.warps, num_stages=tile.stages, **early(pdl),
     )  # fmt: skip
 
@@ -244,7 +247,7 @@ def _run_prompt(
 ) -> None:  # fmt: skip
     (_, Q, D), (K, page) = q_TQD.shape, k.shape[1:3]
     rows, heads, table_SB = batch.context_S.shape[0] - batch.num_decodes, Q // K, batch.tables_GSB[group]
-    tile = prompt_tile(D, q_TQD.dtype, batch.max_query * heads)
+    tile = prompt_tile(D, q_TQD.dtype, batch.max_query * heads, has_large_blocks(q_TQD.device))
     _prompt[(triton.cdiv(batch.max_query * heads, tile.queries), K, rows)](
         q_TQD, k, v, out_TQD, table_SB, batch.query_start_S1, batch.context_S, *scales, *limits, batch.num_decodes,
         q_TQD.stride(0), out_TQD.stride(0), table_SB.stride(0), k.stride(0),
@@ -254,6 +257,6 @@ def _run_prompt(
 
 
 def decode_splits(pairs: int, longest: int, keys: int, processors: int) -> int:
-    """Parts of a row's keys: enough to give every multiprocessor two blocks, none without a tile in the longest row."""
-    wanted = power_of_two(-(-2 * processors // pairs))
-    return min(wanted, power_of_two(-(-longest // keys)))
+    """Parts of a row's keys: as many as give every multiprocessor a block, none without a tile in the longest row."""
+    wanted = power_of_two(processors // pairs + 1) // 2
+    return min(max(1, wanted), power_of_two(-(-longest // keys)))

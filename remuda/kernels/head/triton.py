@@ -15,10 +15,11 @@ import triton.language as tl
 from remuda.kernels.device import counters, early, power_of_two
 from remuda.kernels.head import torch as by_torch
 from remuda.kernels.linear.cuda import Linear
-from remuda.kernels.linear.triton import MAX_ROWS, dot_tile, gemv_tile, prefetch_tile
+from remuda.kernels.linear.triton import dot_tile, gemv_tile, prefetch_tile
 
 _BLOCK = 4096
 _MAX_COUNTERS = 1 << 14
+_FEW_ROWS = 8  # one program finishes them, row after row
 _PADDED_ROWS = 16
 _KEPT = 128  # rows of a program that looks at keys
 
@@ -83,7 +84,7 @@ def argmax_keys(logits_SV: torch.Tensor, first_id: int, pdl: bool = False) -> to
     return key_S
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _weight_keys(
     x, weight, values, ids, counter, keys, rows, vocab, hidden, stride_x, first_id,
     R: tl.constexpr, V: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr, EVEN: tl.constexpr, BYTES: tl.constexpr,
@@ -115,7 +116,7 @@ def weight_keys(x_SH: torch.Tensor, weight_VH: torch.Tensor, first_id: int, pdl:
     ``weight_VH`` holds only ids of the vocabulary: the caller leaves a shard's padding off.
     """
     (rows, hidden), vocab = x_SH.shape, weight_VH.shape[0]
-    assert 0 < rows <= MAX_ROWS and x_SH.stride(1) == 1 and weight_VH.is_contiguous()
+    assert 0 < rows <= _FEW_ROWS and x_SH.stride(1) == 1 and weight_VH.is_contiguous()
     tile, device = gemv_tile(weight_VH.dtype), x_SH.device
     tiles = triton.cdiv(vocab, tile.outputs)
     values = torch.empty(rows * tiles, dtype=torch.float32, device=device)
@@ -134,12 +135,12 @@ def head_keys(head: table.Linear, x_SH: torch.Tensor, real: int, first_id: int, 
     """The keys of the head's first `real` outputs; of a few rows without writing logits."""
     if not real or not isinstance(head, Linear):
         return by_torch.head_keys(head, x_SH, real, first_id)
-    if len(x_SH) <= MAX_ROWS and head.weight_NK.is_contiguous():
+    if len(x_SH) <= _FEW_ROWS and head.weight_NK.is_contiguous():
         return weight_keys(x_SH, head.weight_NK[:real], first_id, pdl)
     return argmax_keys(head.to_float32(x_SH)[:, :real], first_id, pdl)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["slots", "positions"])
 def _keep_tokens(keys, tokens, slots, positions, out, rows, stride, S: tl.constexpr, PDL: tl.constexpr):
     s = tl.program_id(0) * S + tl.arange(0, S)
     if PDL:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 
 from remuda.kernels.activation.triton import silu_mul
 from remuda.kernels.linear.quantize import quantize_rows
-from remuda.kernels.linear.triton import MAX_ROWS, counters_needed, gemv
+from remuda.kernels.linear.triton import counters_needed, gemv
 
+_STREAMED_ROWS = 8  # in the compute dtype
+_STREAMED_FP8_ROWS = 8
 _LEAST_FP8_CAPABILITY = (8, 9)
 _ALIGNMENT = 16  # cuBLAS: both sizes of a float8 weight must be multiples
 
@@ -27,7 +29,7 @@ class Linear:
         self.bias_N = bias_N
         self.gated = gated
         self._pdl = pdl
-        self._streamed_rows = MAX_ROWS if pdl and weight_NK.is_contiguous() else 0
+        self._streamed_rows = _STREAMED_ROWS if pdl and weight_NK.is_contiguous() else 0
         self._counter = torch.zeros(counters_needed(weight_NK), dtype=torch.int32, device=weight_NK.device)
         self._wide_sums = weight_NK.is_cuda and weight_NK.dtype in (torch.bfloat16, torch.float16)
 
@@ -66,7 +68,7 @@ class Float8Linear:
         )
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
-        if x_TK.dim() == 2 and 0 < len(x_TK) <= MAX_ROWS:
+        if x_TK.dim() == 2 and 0 < len(x_TK) <= _STREAMED_FP8_ROWS:
             return gemv(
                 x_TK, self.weight_NK, self._counter, self.scale_N, bias_N=self.bias_N, gated=self.gated,
                 dtype=x_TK.dtype, pdl=self._pdl,
@@ -80,7 +82,7 @@ class Float8Linear:
         return silu_mul(y_TN, self._pdl) if self.gated else y_TN
 
     def _scaled(self, x_TK: torch.Tensor) -> torch.Tensor:
-        q_TK, scale_T = quantize_rows(x_TK)
+        q_TK, scale_T = quantize_rows(x_TK, self._pdl)
         return torch._scaled_mm(
             q_TK, self.weight_NK.t(), scale_a=scale_T.view(-1, 1), scale_b=self.scale_N.view(1, -1),
             out_dtype=x_TK.dtype,

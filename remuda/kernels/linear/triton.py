@@ -1,6 +1,6 @@
 """y = (x W^T) * scales + bias of a few rows in Triton: weights stream by once, and reading them is all the time.
 
-R rows (at most 8), K inputs, N outputs. In kernels: N and K of a tile. One row is multiplied without tensor cores: its
+R rows (at most 64), K inputs, N outputs. In kernels: N and K of a tile. One row is multiplied without tensor cores: its
 programs are small, many are on a multiprocessor at once, and each keeps a sum per output and lane until all inputs are
 through. More rows are products of tiles; where N is too small to occupy the device, K is split and the last part to
 arrive adds the parts up, in order, so that results repeat.
@@ -19,8 +19,8 @@ import triton.language as tl
 
 from remuda.kernels.device import early, multiprocessors, power_of_two
 
-MAX_ROWS = 8
-_PADDED_ROWS = 16  # least width of a matrix product
+MAX_ROWS = 64
+_LEAST_ROWS = 16  # of a matrix product
 _MAX_SPLITS = 8
 _FIRST_LINES = 4  # of each output that a product of tiles asks for in advance
 
@@ -107,7 +107,7 @@ def _scaled(acc_NR, weight_scale, x_scale, bias, n_N, outputs, rows, R: tl.const
     return acc_NR
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gemv(
     x, weight, weight_scale, x_scale, bias, y, partial, counter, rows, outputs, inputs, stride_x,
     R: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
@@ -191,7 +191,7 @@ def gemv(
         splits = _splits(tiles, triton.cdiv(inputs, tile.inputs), multiprocessors(x_RK.device))
     out_dtype = dtype or (torch.bfloat16 if x_RK.dtype.itemsize == 1 else x_RK.dtype)
     y = torch.empty(rows, width, dtype=out_dtype, device=x_RK.device)
-    padded = 1 if rows == 1 else _PADDED_ROWS
+    padded = 1 if rows == 1 else max(_LEAST_ROWS, power_of_two(rows))
     floats = tiles * splits * tile.outputs * padded * (2 if gated else 1) if splits > 1 else 0
     partial = torch.empty(floats, dtype=torch.float32, device=x_RK.device)
     _gemv[(tiles, splits)](

@@ -15,7 +15,7 @@ from remuda.kernels.table import DecodeInputs
 _COPIED = 256  # entries of a table that are copied at once
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["positions"])
 def _decode_inputs(
     row_slots, positions, pages, context, slots, tables, groups, rows,
     stride_group, stride_slot, stride_tables_group, stride_tables_row,

@@ -70,7 +70,7 @@ def _to_page(x, factor, COMPUTE: tl.constexpr, FP8: tl.constexpr):
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["slots"])
 def _rope_kv(
     qkv, cos_sin, temperature, q_weight, k_weight, slots, k, v, k_factor, v_factor, eps, tokens, first_head,
     stride_t, stride_page,
@@ -156,7 +156,7 @@ def rope_kv(
     return qkv_TX.as_strided((tokens, Q, D), (qkv_TX.stride(0), D, 1), qkv_TX.storage_offset())
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["positions"])
 def _angles(
     positions, frequency, cos_sin, temperature, tokens, floor, scale,
     H: tl.constexpr, T: tl.constexpr, PDL: tl.constexpr,

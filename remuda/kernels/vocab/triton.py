@@ -14,7 +14,7 @@ from remuda.kernels.device import early, power_of_two
 _BLOCK = 2048
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions"])
 def _embed(
     tokens, slots, positions, weight, out, stride_tokens, hidden, first, real, H: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip

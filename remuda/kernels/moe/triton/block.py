@@ -1,8 +1,8 @@
-"""Llama 4's whole expert block for a few tokens in three kernels: router beside the shared expert's first half, the
-routed experts' first half, both second halves.
+"""Llama 4's whole expert block. A few tokens take three kernels: router beside the shared expert's first half, the
+routed experts' first half, both second halves. More take as few as the library's products leave.
 
-Nobody is told which expert a token takes: every program finds out from the logits, which costs less than a kernel that
-says so. T tokens (at most 8), H hidden, E experts (of all ranks), I and S intermediate sizes of a routed and of the
+Nobody tells a few tokens' programs which expert they take: each finds out from the logits, which costs less than a
+kernel that says so. T tokens, H hidden, E experts (of all ranks), I and S intermediate sizes of a routed and of the
 shared expert on this rank.
 """
 
@@ -16,6 +16,7 @@ from remuda.kernels.device import early
 from remuda.kernels.linear.cuda import Float8Linear, Linear
 from remuda.kernels.linear.triton import dot_row, prefetch_tile, prefetched_lines, row_tile
 from remuda.kernels.moe.triton.experts import Experts
+from remuda.kernels.moe.triton.route import best_expert, route_and_quantize
 from remuda.kernels.moe.triton.small import Stream, dot_rows, prefetch_rows
 from remuda.kernels.moe.triton.tuning import SMALL_ROWS, small_streams
 from remuda.kernels.table import SigmoidMoEParts
@@ -24,7 +25,7 @@ AnyLinear = Linear | Float8Linear
 
 
 def fuse_sigmoid_moe(parts: SigmoidMoEParts, pdl: bool = False) -> FusedBlock | None:
-    """What serves a few tokens of the block instead of its parts; None where these kernels do not read their form."""
+    """What serves the block instead of its parts; None where these kernels do not read their form."""
     router, experts, gate_up, down = parts.router, parts.experts, parts.gate_up, parts.down
     if not (isinstance(router, Linear) and isinstance(gate_up, AnyLinear) and isinstance(down, AnyLinear)):
         return None
@@ -36,15 +37,14 @@ def fuse_sigmoid_moe(parts: SigmoidMoEParts, pdl: bool = False) -> FusedBlock | 
 
 
 class FusedBlock:
-    """See `FewTokens` in the kernel table. `first`: of all experts, that this rank holds."""
-
-    max_tokens = SMALL_ROWS
+    """See `Fused` in the kernel table. `first`: of all experts, that this rank holds."""
 
     def __init__(
         self, router: Linear, experts: Experts, first: int, gate_up: AnyLinear, down: AnyLinear, pdl: bool
     ) -> None:
         self._router, self._gate_up, self._down = router, gate_up, down
-        self._first = first
+        self._experts = experts
+        self._owned = range(first, first + experts.count)
         self._weights = experts.weights
         self._streams = small_streams(self._weights.gate_up_EJH.element_size())
         self._pdl = pdl
@@ -56,8 +56,18 @@ class FusedBlock:
             logits_TE, shared_TS = self._first_halves(x_TH)
         else:
             logits_TE, shared_TS = self._router(x_TH), self._gate_up(x_TH)
+        if len(x_TH) > SMALL_ROWS:
+            return self._many(x_TH, logits_TE, shared_TS)
         routed_TI = self._routed(x_TH, logits_TE, self._streams[0])
         return self._second_halves(x_TH, logits_TE, routed_TI, shared_TS, self._streams[1])
+
+    def _many(self, x_TH: torch.Tensor, logits_TE: torch.Tensor, shared_TS: torch.Tensor) -> torch.Tensor:
+        experts = self._experts
+        expert_T1, weight_T1, quantized = route_and_quantize(logits_TE, x_TH, self._owned, experts.quantizes, self._pdl)
+        y_TH = experts(x_TH, expert_T1, weight_T1, quantized)
+        if isinstance(self._down, Linear):
+            return y_TH.addmm_(shared_TS, self._down.weight_NK.t())
+        return y_TH.add_(self._down(shared_TS))
 
     def _first_halves(self, x_1H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits_1E, the shared expert's silu(gate) * up), of one token."""
@@ -82,7 +92,7 @@ class FusedBlock:
         routed_TI = torch.empty((tokens, width), dtype=x_TH.dtype, device=x_TH.device)
         _routed_gate_up[(triton.cdiv(2 * width, stream.block_n), tokens)](
             x_TH, x_TH.stride(0), weights.gate_up_EJH, weights.gate_up_scale_EJ, logits_TE, routed_TI, hidden, width,
-            experts, self._first, len(weights.down_EHI), E=triton.next_power_of_2(experts),
+            experts, self._owned.start, self._owned.stop, E=triton.next_power_of_2(experts),
             BLOCK_N=stream.block_n, BLOCK_K=stream.block_k, STAGES=stream.num_stages, PDL=self._pdl,
             num_warps=stream.num_warps, **early(self._pdl),
         )  # fmt: skip
@@ -97,7 +107,7 @@ class FusedBlock:
         y_TH = torch.empty((tokens, hidden), dtype=x_TH.dtype, device=x_TH.device)
         _both_downs[(tokens, triton.cdiv(hidden, stream.block_n))](
             routed_TI, weights.down_EHI, weights.down_scale_EH, shared_TS, shared_HS, _scale(self._down), logits_TE,
-            y_TH, hidden, routed_TI.shape[1], shared_TS.shape[1], experts, self._first, len(weights.down_EHI),
+            y_TH, hidden, routed_TI.shape[1], shared_TS.shape[1], experts, self._owned.start, self._owned.stop,
             E=triton.next_power_of_2(experts), BLOCK_N=stream.block_n, BLOCK_K=stream.block_k,
             STAGES=stream.num_stages, PDL=self._pdl, LINES=prefetched_lines(weights.down_EHI),
             SHARED_LINES=prefetched_lines(shared_HS), num_warps=stream.num_warps, **early(self._pdl),
@@ -112,16 +122,6 @@ def _scale(linear: AnyLinear) -> torch.Tensor | None:
 @triton.jit
 def _silu_mul(gate, up):
     return gate / (1.0 + tl.exp(-gate)) * up
-
-
-@triton.jit
-def _own_expert(logits, token, experts, first, count, E: tl.constexpr):
-    """(the expert of the largest logit, counted from this rank's first; its logit's sigmoid; whether it is here)."""
-    e = tl.arange(0, E)
-    logit_E = tl.load(logits + token * experts + e, mask=e < experts, other=float("-inf")).to(tl.float32)
-    best, index = tl.max(logit_E, 0, return_indices=True, return_indices_tie_break_left=True)
-    own = index - first
-    return own.to(tl.int64), 1.0 / (1.0 + tl.exp(-best)), (own >= 0) & (own < count)
 
 
 @triton.jit
@@ -160,7 +160,7 @@ def _router_and_gate_up(
 
 @triton.jit
 def _routed_gate_up(
-    x, x_stride, weight, scale, logits, h, hidden, width, experts, first, count,
+    x, x_stride, weight, scale, logits, h, hidden, width, experts, first, end,
     E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """h[token] = silu(gate) * up of sigmoid(logit) * x, for BLOCK_N / 2 columns."""
@@ -168,8 +168,8 @@ def _routed_gate_up(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()  # not before: _both_downs reads the logits while it waits
-    e, factor, here = _own_expert(logits, token, experts, first, count, E)
-    if not here:
+    e, factor = best_expert(logits, token, experts, first, end, E)
+    if e < 0:
         return  # nobody reads this row of h
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     weight += e * (2 * width) * hidden
@@ -184,7 +184,7 @@ def _routed_gate_up(
 @triton.jit
 def _both_downs(
     routed, weight, scale, shared, shared_weight, shared_scale, logits, y, hidden, width, shared_width,
-    experts, first, count,
+    experts, first, end,
     E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
     LINES: tl.constexpr, SHARED_LINES: tl.constexpr,
 ):  # fmt: skip
@@ -194,16 +194,16 @@ def _both_downs(
     if PDL:  # the logits are older than _routed_gate_up, which waited for them before it let this kernel start
         tl.extra.cuda.gdc_launch_dependents()
         prefetch_rows(shared_weight, n, hidden, shared_width, SHARED_LINES)
-    e, _, here = _own_expert(logits, token, experts, first, count, E)
+    e, _ = best_expert(logits, token, experts, first, end, E)
     weight += e * hidden * width
     if PDL:
-        if here:
+        if e >= 0:
             prefetch_rows(weight, n, hidden, width, LINES)
         tl.extra.cuda.gdc_wait()
     y_N = dot_rows(
         shared + token * shared_width, shared_weight, shared_scale, hidden, shared_width, n, BLOCK_N, BLOCK_K, STAGES
     )
-    if here:
+    if e >= 0:
         own_scale = None if scale is None else scale + e * hidden
         y_N += dot_rows(routed + token * width, weight, own_scale, hidden, width, n, BLOCK_N, BLOCK_K, STAGES)
     tl.store(y + token * hidden + n, y_N.to(y.dtype.element_ty), mask=n < hidden)

@@ -34,22 +34,41 @@ class Experts:
         self.weights = pack(gate_up_EH2I, down_EIH, scales)
         self.weigh_input = weighting is Weighting.INPUT
         self._streams = small_streams(self.weights.gate_up_EJH.element_size())
-        self._quantize = self.weights.fp8 and _multiplies_fp8(self.weights.gate_up_EJH.device)
+        self.quantizes = self.weights.fp8 and _multiplies_fp8(self.weights.gate_up_EJH.device)
 
-    def __call__(self, x_TH: torch.Tensor, expert_Tk: torch.Tensor, weight_Tk: torch.Tensor) -> torch.Tensor:
+    @property
+    def count(self) -> int:
+        return len(self.weights.down_EHI)
+
+    def __call__(
+        self,
+        x_TH: torch.Tensor,
+        expert_Tk: torch.Tensor,
+        weight_Tk: torch.Tensor,
+        quantized: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """This rank's part of the sum over each token's choices -> [T, H].
 
         ``expert_Tk`` counts this rank's experts from 0; -1: another rank's, or a row of padding; it adds nothing.
+        ``quantized``: x as `quantize_rows` gives it, if that is there and wanted (`quantizes`).
         """
         rows = expert_Tk.numel()
         if rows == 0:
             return torch.zeros_like(x_TH)
         if rows <= SMALL_ROWS:
             return experts_small(self.weights, x_TH, expert_Tk, weight_Tk, self.weigh_input, *self._streams, self._pdl)
-        itemsize = 1 if self._quantize else x_TH.element_size()
-        forms = tiles(rows / self.weights.down_EHI.shape[0], itemsize)
+        itemsize = 1 if self.quantizes else x_TH.element_size()
+        forms = tiles(rows / self.count, itemsize)
         return experts_grouped(
-            self.weights, x_TH, expert_Tk, weight_Tk, self.weigh_input, *forms, self._quantize, self._pdl
+            self.weights,
+            x_TH,
+            expert_Tk,
+            weight_Tk,
+            self.weigh_input,
+            *forms,
+            self.quantizes,
+            self._pdl,
+            quantized,
         )
 
 

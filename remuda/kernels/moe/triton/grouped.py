@@ -47,17 +47,18 @@ def experts_grouped(
     down: Tile,
     quantize: bool = False,
     pdl: bool = False,
+    quantized: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Sum over each token's choices of weight * expert(x), or expert(weight * x): [T, H] in x's dtype.
 
     ``quantize``: float8 products, of activations quantized per row as float8 checkpoints are made for; otherwise float8
-    weights are widened on the way to the tensor cores.
+    weights are widened on the way to the tensor cores. ``quantized``: x as `quantize_rows` gives it, if it is there.
     """
     (tokens, hidden), top_k = x_TH.shape, expert_Tk.shape[1]
     width, device, dtype = weights.down_EHI.shape[2], x_TH.device, x_TH.dtype
     assert gate_up.block_m == down.block_m, "both products walk over the same tiles"
     order = sort_rows(expert_Tk, weights.down_EHI.shape[0], gate_up.block_m, pdl)
-    x, x_scale = quantize_rows(x_TH, pdl) if quantize else (x_TH, None)
+    x, x_scale = quantized or (quantize_rows(x_TH, pdl) if quantize else (x_TH, None))
     h_RI = torch.empty((tokens * top_k, width), dtype=dtype, device=device)
     _product(
         x, x_scale, weights.gate_up_EJH, weights.gate_up_scale_EJ, weight_Tk if weigh_input else None, order, h_RI,

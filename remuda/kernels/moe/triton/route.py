@@ -27,6 +27,24 @@ def route_softmax(
     return _route(logits_TE, top_k, SOFTMAX_RENORMALIZED if renormalize else SOFTMAX, pdl)
 
 
+def route_and_quantize(
+    logits_TE: torch.Tensor, x_TH: torch.Tensor, owned: range, quantize: bool, pdl: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """(the expert of the best logit [T, 1] int64, counted from the first of `owned`, -1 for others; its sigmoid
+    [T, 1]; and, to `quantize`, what `quantize_rows` makes of x), in one kernel."""
+    (tokens, experts), hidden = logits_TE.shape, x_TH.shape[1]
+    expert_T1 = torch.empty((tokens, 1), dtype=torch.int64, device=x_TH.device)
+    weight_T1 = torch.empty((tokens, 1), dtype=torch.float32, device=x_TH.device)
+    q_TH = torch.empty(x_TH.shape, dtype=torch.float8_e4m3fn, device=x_TH.device) if quantize else None
+    scale_T = torch.empty(tokens, dtype=torch.float32, device=x_TH.device) if quantize else None
+    _route_and_quantize[(tokens,)](
+        logits_TE, x_TH, x_TH.stride(0), expert_T1, weight_T1, q_TH, scale_T, experts, hidden, owned.start, owned.stop,
+        E=triton.next_power_of_2(experts), H=triton.next_power_of_2(hidden), PDL=pdl,
+        num_warps=8 if quantize else 1, **early(pdl),
+    )  # fmt: skip
+    return expert_T1, weight_T1, None if q_TH is None or scale_T is None else (q_TH, scale_T)
+
+
 def router_logits(x_TH: torch.Tensor, router_EH: torch.Tensor) -> torch.Tensor:
     """x @ router^T as float32 sums: a few tokens read the router's weight as a stream."""
     tokens, hidden = x_TH.shape
@@ -97,3 +115,34 @@ def _route_kernel(
         weight_k = weight_k / (tl.sum(weight_k, 0) if KIND == 2 else total)
     tl.store(expert_out + token * TOP_K + choice, expert_k.to(tl.int64), mask=choice < TOP_K)
     tl.store(weight_out + token * TOP_K + choice, weight_k, mask=choice < TOP_K)
+
+
+@triton.jit
+def best_expert(logits, token, experts, first, end, E: tl.constexpr):
+    """(the expert of a token's largest logit, counted from `first`, -1 past `end` or before; the logit's sigmoid)."""
+    e = tl.arange(0, E)
+    logit_E = tl.load(logits + token * experts + e, mask=e < experts, other=float("-inf")).to(tl.float32)
+    best, index = tl.max(logit_E, 0, return_indices=True, return_indices_tie_break_left=True)
+    own = tl.where((index >= first) & (index < end), index - first, -1)
+    return own.to(tl.int64), 1.0 / (1.0 + tl.exp(-best))
+
+
+@triton.jit
+def _route_and_quantize(
+    logits, x, x_stride, expert_out, weight_out, q, scale_out, experts, hidden, first, end,
+    E: tl.constexpr, H: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    e, weight = best_expert(logits, token, experts, first, end, E)
+    tl.store(expert_out + token, e)
+    tl.store(weight_out + token, weight)
+    if q is not None:
+        h = tl.arange(0, H)
+        x_H = tl.load(x + token * x_stride + h, mask=h < hidden, other=0.0).to(tl.float32)
+        scale = tl.maximum(tl.max(tl.abs(x_H), 0), 1e-12) / 448.0
+        tl.store(scale_out + token, scale)
+        q_H = tl.minimum(tl.maximum(x_H / scale, -448.0), 448.0)
+        tl.store(q + token * hidden + h, q_H.to(q.dtype.element_ty), mask=h < hidden)

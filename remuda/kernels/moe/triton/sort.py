@@ -40,7 +40,7 @@ def sort_rows(expert_Tk: torch.Tensor, experts: int, block_m: int, pdl: bool = F
     tiles_N3 = torch.empty((num_tiles, TILE_FIELDS), dtype=torch.int32, device=device)
     _sort_kernel[(experts + 1,)](
         expert_Tk, row_R, end_E, tiles_N3, rows, experts, num_tiles,
-        BLOCK_M=block_m, BLOCK_R=min(4096, max(32, triton.next_power_of_2(rows))),
+        BLOCK_M=block_m, BLOCK_R=256 if rows <= 256 else 1024,
         BINS=max(32, triton.next_power_of_2(experts + 1)), PDL=pdl, num_warps=4, **early(pdl),
     )  # fmt: skip
     return SortedRows(row_R, end_E, tiles_N3)

@@ -26,5 +26,5 @@ def tiles(rows_per_expert: float, itemsize: int) -> tuple[Tile, Tile]:
         block_m = 16 if rows_per_expert <= 12 else 32
         return Tile(block_m, 64, 2 * wide, num_stages=4), Tile(block_m, 64, 2 * wide, num_stages=4)
     if rows_per_expert <= 96:
-        return Tile(64, 128, wide, num_stages=4), Tile(64, 128, wide, num_stages=4)
+        return Tile(64, 256, wide, num_warps=8, num_stages=3), Tile(64, 256, wide, num_warps=8, num_stages=3)
     return Tile(128, 256, wide, num_warps=8, num_stages=3), Tile(128, 256, wide, num_warps=8, num_stages=3)
