@@ -65,10 +65,11 @@ class EngineConnection(asyncio.Protocol):
             self._transport.write(b"".join([self._channel.encode(message) for message in messages]))
 
     def close(self) -> None:
-        """Tell the engine process to stop. Requests that are still open end with an error."""
+        """Tell the engine process to stop. After its death that changes nothing; before, open requests end."""
         self.send(Shutdown())
         self._closing = True
-        self._engine.detach(ReplicaDied("the server has shut down"))
+        if not self.death.done():
+            self._engine.close()
         if self._transport is not None:
             self._transport.close()
 
@@ -78,6 +79,8 @@ class EngineConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if self.death.done():
+            return
         self._channel.feed(data)
         try:
             for message in self._channel.pop():
@@ -102,7 +105,7 @@ class EngineConnection(asyncio.Protocol):
                 self._engine.attach(self)
                 self.ready.set_result(message)
             case EngineFailed():
-                self._die(ReplicaDied(message.message, node=message.node, rank=message.rank))
+                self._die(ReplicaDied(message.message, node=message.node, rank=message.rank, cause=message.cause))
 
     def _die(self, reason: ReplicaDied) -> None:
         if not self._closing and not self.death.done():

@@ -38,7 +38,10 @@ class Generation:
         return next((p.error for p in self.processors if p.error is not None), None)
 
     async def changed(self) -> list[OutputProcessor]:
-        """Wait until there is something new; the processors that changed (none if the generation was closed)."""
+        """Wait until there is something new; the processors that changed.
+
+        None: the generation was closed, or nothing is new for long and the consumer may say so (`keep_alive`).
+        """
         if not self._changed and self._running:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -66,5 +69,13 @@ class Generation:
         self._running -= ended
         if self._stream or self._running == 0:
             self._changed[key] = processor
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_result(None)
+            self._wake()
+
+    def keep_alive(self) -> None:
+        """Let a stream's consumer go for a moment although nothing is new."""
+        if self._stream:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -111,8 +111,8 @@ def _ready(config: EngineConfig, core: EngineCore, start: StartReport) -> Engine
 
 
 def _report_failure(channel: Channel, error: RemudaError) -> None:
-    node, rank = (error.node, error.rank) if isinstance(error, ReplicaDied) else (0, None)
+    died = error if isinstance(error, ReplicaDied) else ReplicaDied(error.message)
     try:
-        channel.send(EngineFailed(error.message, node, rank))
+        channel.send(EngineFailed(died.message, died.node, died.rank, died.cause))
     except WireError:
         print(f"remuda: engine: {error.message}", file=sys.stderr)

@@ -28,7 +28,7 @@ class Evidence:
 
     def as_error(self) -> ReplicaDied:
         who = f"node {self.node}" if self.rank is None else f"rank {self.rank} on node {self.node}"
-        return ReplicaDied(f"{who} {self.text}", node=self.node, rank=self.rank)
+        return ReplicaDied(f"{who} {self.text}", node=self.node, rank=self.rank, cause="node")
 
 
 # What explains most comes first: a signal kills out of the blue, an error may be the echo of a lost neighbour.

@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Protocol
 
 from remuda.config.engine import EngineConfig
+from remuda.launch.keeper import keep
 from remuda.launch.replica import Replica
 from remuda.protocol.progress import PhaseProgress
 from remuda.protocol.request import EngineReady
@@ -38,7 +39,7 @@ def run(config: EngineConfig, server: ServerConfig, observer: Observer) -> None:
 
     Raises:
         ConfigError: the address is taken, or a certificate, template or tokenizer is unusable.
-        ReplicaDied: the ranks could not start, or died: every open request has been answered with that error.
+        ReplicaDied: the ranks could not start for the first time.
     """
     _leave_on_signals()
     with listen(server) as sock, Replica(config) as replica:
@@ -62,21 +63,24 @@ async def _start_and_serve(
         tokenizer = Tokenizer.from_dir(server.tokenizer or config.model.path)
         http = HttpServer(server, config, engine, tokenizer, sock, observer.serving)
         if await _started(replica, engine, observer):
-            await serve_until_stopped(http, replica)
+            await serve_until_stopped(http, replica, engine)
     finally:
         await replica.stop()
 
 
-async def serve_until_stopped(http: HttpServer, replica: Replica) -> None:
-    """Answer until a signal. If the replica dies, open requests get the reason, and it is raised here."""
-    death = asyncio.create_task(replica.wait_died())
-    death.add_done_callback(lambda _: http.drain())
+async def serve_until_stopped(http: HttpServer, replica: Replica, engine: AsyncEngine) -> None:
+    """Answer until a signal, whatever happens to the replica meanwhile: it is started again. Ends it."""
+    keeper = asyncio.create_task(keep(replica, engine))
+    keeper.add_done_callback(lambda _: http.drain())  # it ends by itself only through a fault of its own
     try:
         await http.serve_until_stopped()
-        if death.done():
-            raise death.result()
+        if keeper.done():
+            keeper.result()
     finally:
-        death.cancel()
+        keeper.cancel()
+        await asyncio.wait([keeper])
+        engine.close()
+        await replica.stop()
 
 
 class _Leave:

@@ -68,12 +68,15 @@ class Replica:
         return await self._connection.wait_ready()
 
     async def wait_died(self) -> ReplicaDied:
-        """Wait until a rank or the engine process is gone; every open request has then ended with the same error."""
+        """Wait until a rank or the engine process is gone; what is open then waits in the `AsyncEngine`."""
         assert self._connection is not None, "not started"
         return await asyncio.shield(self._connection.death)
 
     async def stop(self) -> None:
-        """End this life; no process of it is left. Requests that are still open end with an error. Idempotent."""
+        """End this life; no process of it is left. Idempotent.
+
+        Of a life that has died already, open requests wait for the next one; otherwise they end with an error.
+        """
         if self._connection is not None:
             self._connection.close()
         await asyncio.to_thread(self._end_process)

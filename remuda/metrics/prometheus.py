@@ -29,6 +29,10 @@ _COUNTERS = (
     ("prefix_cache_queries", "prefix_queries_tokens", "Prompt tokens looked up in the prefix cache."),
     ("prefix_cache_hits", "prefix_hits_tokens", "Prompt tokens found in the prefix cache."),
 )
+_RECOVERY = (
+    ("recovery_seconds", "recovery_seconds", "Time without a replica that serves, after one had died."),
+    ("requests_replayed", "requests_replayed", "Sequences that went on behind another replica."),
+)
 
 
 class Exporter:
@@ -69,11 +73,27 @@ class _ServingCollector(Collector):
         for reason, count in self._metrics.finished.items():
             success.add_metric([*self._labels.values(), reason.value], count)
         yield success
+        yield from self._recovery()
         for name, field, text in _HISTOGRAMS:
             histogram = HistogramMetricFamily(f"vllm:{name}", text, labels=list(self._labels))
             data = getattr(self._metrics, field)
             histogram.add_metric(list(self._labels.values()), data.cumulative(), data.total)
             yield histogram
+
+    def _recovery(self) -> Iterator[Metric]:
+        """Names of our own: vLLM has nothing of the kind."""
+        recoveries = CounterMetricFamily(
+            "remuda:recoveries",
+            "Starts of another replica, by what had failed.",
+            labels=[*self._labels, "cause"],
+        )
+        for cause, count in self._metrics.recoveries.items():
+            recoveries.add_metric([*self._labels.values(), cause], count)
+        yield recoveries
+        for name, field, text in _RECOVERY:
+            counter = CounterMetricFamily(f"remuda:{name}", text, labels=list(self._labels))
+            counter.add_metric(list(self._labels.values()), getattr(self._metrics, field))
+            yield counter
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         gauge = GaugeMetricFamily(f"vllm:{name}", text, labels=list(self._labels))

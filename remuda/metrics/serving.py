@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from remuda.metrics.histogram import Histogram, one_two_five
 from remuda.protocol.request import EngineRequest, EngineStats, FinishReason
 
@@ -32,6 +34,11 @@ _ITL_S = (
 _E2E_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 
 
+_ENGINE_COUNTERS = (
+    "steps", "prompt_tokens", "generated_tokens", "preemptions", "prefix_queries_tokens", "prefix_hits_tokens",
+)  # fmt: skip
+
+
 class SequenceTimes:
     """When the tokens of one sequence came."""
 
@@ -57,6 +64,26 @@ class ServingMetrics:
         self.max_tokens = Histogram(lengths)
         self.finished: dict[FinishReason, int] = dict.fromkeys(FinishReason, 0)
         self.engine = EngineStats()
+        self.recoveries: dict[str, int] = dict.fromkeys(("rank", "node", "engine", "start"), 0)  # by what failed
+        self.recovery_seconds = 0.0
+        self.requests_replayed = 0
+        self._before = EngineStats()  # counters of the engines that are gone
+
+    def engine_says(self, stats: EngineStats) -> None:
+        """A snapshot of the engine that serves now. Its counters began anew; those here never fall."""
+        sums = {name: getattr(self._before, name) + getattr(stats, name) for name in _ENGINE_COUNTERS}
+        self.engine = msgspec.structs.replace(stats, **sums)
+
+    def engine_gone(self, cause: str) -> None:
+        """It died, or (`start`) another one did not start."""
+        self.recoveries[cause] += 1
+        self.engine = self._before = msgspec.structs.replace(
+            self.engine, running=0, waiting=0, kv_pages_total=0, kv_pages_used=0
+        )
+
+    def recovered(self, lost_s: float) -> None:
+        """Another engine serves, after `lost_s` without one."""
+        self.recovery_seconds += lost_s
 
     def arrived(self, request: EngineRequest) -> SequenceTimes:
         self.prompt_tokens.observe(len(request.prompt_token_ids))

@@ -55,16 +55,31 @@ class QueueFull(RemudaError):
 
 
 class ReplicaDied(RemudaError):
-    """A rank or node of this replica is gone; every open request of it ends with this."""
+    """A rank, a node or the engine of this replica is gone. `cause`: which of the three."""
 
     http_status = 503
     kind = "service_unavailable_error"
     default_code = "replica_died"
 
-    def __init__(self, message: str, *, node: int = 0, rank: int | None = None) -> None:
+    def __init__(self, message: str, *, node: int = 0, rank: int | None = None, cause: str = "engine") -> None:
         super().__init__(message)
         self.node = node
         self.rank = rank
+        self.cause = "rank" if rank is not None else cause
+
+
+class Recovering(RemudaError):
+    """The replica died and is being started again. What was admitted waits for it and is not lost."""
+
+    http_status = 503
+    kind = "service_unavailable_error"
+    default_code = "recovering"
+
+
+class CrashesReplica(RemudaError):
+    """A request that was alone when a replica died, and had been there each of the times before."""
+
+    default_code = "request_crashes_replica"
 
 
 class PeerLost(RemudaError):

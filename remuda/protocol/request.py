@@ -131,11 +131,12 @@ class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
-    """The replica is gone. Every open request ends with this message."""
+    """The replica is gone, or could not start. `cause` as in ReplicaDied."""
 
     message: str
     node: int = 0
     rank: int | None = None
+    cause: str = "engine"
 
 
 EngineMessage = StepOutputs | EngineStats | EngineReady | PhaseProgress | EngineFailed

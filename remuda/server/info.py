@@ -10,7 +10,7 @@ import msgspec
 
 import remuda
 from remuda.metrics.prometheus import CONTENT_TYPE, Exporter
-from remuda.protocol.errors import InvalidRequest, NotFound, ShuttingDown
+from remuda.protocol.errors import InvalidRequest, NotFound, ReplicaDied, ShuttingDown
 from remuda.server.http import Exchange
 from remuda.server.messages import chat_prompt
 from remuda.server.protocol import DetokenizeRequest, TokenizeRequest
@@ -24,7 +24,8 @@ _started = int(time.time())
 
 
 async def health(service: Service, exchange: Exchange) -> None:
-    """200 once the engine has passed its self-test, as long as it lives and new requests are taken."""
+    """200 once the engine has passed its self-test, as long as it lives and new requests are taken. With code
+    `recovering`: it died and is being started again."""
     if service.engine.unavailable is not None:
         raise service.engine.unavailable
     if service.draining:
@@ -43,7 +44,8 @@ async def load(service: Service, exchange: Exchange) -> None:
 
 async def metrics(service: Service, exchange: Exchange) -> None:
     if service.engine.unavailable is None:
-        with contextlib.suppress(TimeoutError):  # in a long step: the numbers of the last one must do
+        # In a long step, or when the engine dies meanwhile, the numbers of the last time must do.
+        with contextlib.suppress(TimeoutError, ReplicaDied):
             await asyncio.wait_for(service.engine.stats(), _STATS_TIMEOUT_S)
     text = Exporter(service.engine.metrics, service.config.names[0]).render()
     await exchange.respond(text, headers=[(b"content-type", CONTENT_TYPE.encode())])

@@ -16,6 +16,7 @@ from remuda.server.protocol import Usage
 
 SSE_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": recovering\n\n"  # a comment: clients skip it, proxies see that the stream lives
 to_json = msgspec.json.Encoder().encode
 
 
@@ -82,8 +83,9 @@ async def stream_events(
 ) -> None:
     """Send `first`, then `render` of every change, then `last`.
 
-    The status line waits for the first token, so that an engine that dies before it still gives a proper 503; later
-    errors become an event of their own. A client that disconnects aborts the generation.
+    The status line waits for the first token, so that a request that fails before it still gets a proper status; later
+    errors become an event of their own. A client that disconnects aborts the generation. While a replica recovers,
+    comments keep the stream open (and begin it).
     """
     watch = exchange.on_disconnect(generation.close)
     try:
@@ -95,6 +97,8 @@ async def stream_events(
             if error is not None and not exchange.started:
                 raise error
             data = pending + b"".join([render(p) for p in changed if p.error is None])
+            if not changed and not finished:
+                data += KEEP_ALIVE
             if not exchange.started:
                 await exchange.start(200, SSE_HEADERS)
             if error is not None:

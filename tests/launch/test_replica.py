@@ -75,10 +75,15 @@ def test_it_lives_again_behind_the_same_client(end: str) -> None:
         if end == "death":
             engines.spawned[0].die("rank 3 died")
             assert (await replica.wait_died()).rank == 3
-        await replica.stop()
-        with pytest.raises(ReplicaDied):
-            ask(engine)
+            await replica.stop()
+            waiting = asyncio.create_task(answer(engine))
+        else:
+            await replica.stop()
+            with pytest.raises(ReplicaDied):
+                ask(engine)
+            waiting = None
         await replica.start(engine)
+        assert waiting is None or await waiting == "abc"
         assert await answer(engine) == "abc" and len(engines.spawned) == 2
 
     run(body)
@@ -91,8 +96,7 @@ def test_a_death_without_a_word_is_explained_by_how_the_process_ended() -> None:
         generation = ask(engine)
         engines.spawned[0].die()
         assert "exit code -9" in (await replica.wait_died()).message
-        with pytest.raises(ReplicaDied, match="exit code -9"):
-            await generation.completed()
+        assert generation.error is None and not generation.finished
 
     run(body)
 

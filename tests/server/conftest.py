@@ -19,7 +19,6 @@ from remuda.engine.client import AsyncEngine
 from remuda.launch.http_process import serve_until_stopped
 from remuda.launch.replica import Replica
 from remuda.metrics.serving import ServingMetrics
-from remuda.protocol.errors import ReplicaDied
 from remuda.server.config import ServerConfig
 from remuda.server.listen import listen
 from remuda.server.serve import HttpServer
@@ -32,7 +31,7 @@ MODEL = "tiny"
 class RunningServer(threading.Thread):
     def __init__(self, folder: Path, script: Script, config: dict[str, Any], max_waiting: int) -> None:
         super().__init__(daemon=True)
-        self.engine = FakeEngine(script)
+        self.engine = FakeEngine(script)  # the one that serves, or is the next to
         self.config = ServerConfig(
             **{"host": "127.0.0.1", "port": 0, "model": MODEL, "access_log": False, "log_level": "warning"} | config
         )
@@ -57,18 +56,25 @@ class RunningServer(threading.Thread):
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.client = AsyncEngine(self.engine_config.scheduler, ServingMetrics(256))
-        replica = Replica(self.engine_config, lambda config: self.engine)
+        replica = Replica(self.engine_config, self._spawn)
         await replica.start(self.client)
         self.server = HttpServer(
             self.config, self.engine_config, self.client, tiny.tokenizer(), self.sock, lambda url: self._serving.set()
         )
         try:
-            await serve_until_stopped(self.server, replica)
+            await serve_until_stopped(self.server, replica, self.client)
         finally:
             await replica.stop()
 
-    def begin(self) -> RunningServer:
+    def _spawn(self, config: EngineConfig) -> FakeEngine:
+        """The first engine, then one after the other; a later one becomes ready when it is told to."""
+        if self.engine.ident is not None:
+            self.engine = FakeEngine(self.engine.script)
+            self.engine.say_ready = False
         self.engine.start()
+        return self.engine
+
+    def begin(self) -> RunningServer:
         self.start()
         assert self._serving.wait(20)
         if self.ended_with is not None:
@@ -92,7 +98,7 @@ class RunningServer(threading.Thread):
             self.join(20)
         assert not self.is_alive()
         self.http.close()
-        if self.ended_with is not None and not isinstance(self.ended_with, ReplicaDied):
+        if self.ended_with is not None:
             raise self.ended_with
 
     def openai(self, **options: Any) -> openai.OpenAI:

@@ -66,9 +66,12 @@ class FakeEngine(threading.Thread):
         self.stopped = True
         self.channel.sock.shutdown(socket.SHUT_RDWR)
 
+    def become_ready(self) -> None:
+        self.channel.send(EngineReady(256, 100, 16, 6.2, "a layout"))
+
     def run(self) -> None:
         if self.say_ready:
-            self.channel.send(EngineReady(256, 100, 16, 6.2, "a layout"))
+            self.become_ready()
         try:
             while not self.stopped:
                 busy = bool(self.open) and self.go.is_set()
@@ -87,7 +90,7 @@ class FakeEngine(threading.Thread):
             match message:
                 case EngineRequest():
                     self.requests.append(message)
-                    self.open[message.request_id] = (message, self.script(message), 0)
+                    self.open[message.request_id] = (message, self.script(message), len(message.emitted_token_ids))
                 case AbortRequest():
                     self.aborted += message.request_ids
                     for id_ in message.request_ids:

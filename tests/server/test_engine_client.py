@@ -15,7 +15,7 @@ from remuda.engine.generation import Generation
 from remuda.engine.input import InputProcessor
 from remuda.engine.output import OutputProcessor
 from remuda.metrics.serving import ServingMetrics
-from remuda.protocol.errors import InvalidRequest, QueueFull, RemudaError, ReplicaDied
+from remuda.protocol.errors import InvalidRequest, QueueFull, Recovering, RemudaError, ReplicaDied
 from remuda.protocol.request import FinishReason, RequestOutput, StepOutputs
 from remuda.protocol.sampling import SamplingParams
 from tests.server.fake_engine import FakeEngine
@@ -96,20 +96,6 @@ def test_a_whole_answer_wakes_once() -> None:
     run(body)
 
 
-def test_the_journal_knows_every_open_sequence() -> None:
-    async def body(client: AsyncEngine, fake: FakeEngine) -> None:
-        start(client, max_tokens=1, name="short")
-        start(client, max_tokens=9, name="long")
-        await arrived(fake, 2)
-        fake.step()
-        await client.stats()
-        (entry,) = client.journal()
-        assert entry.request.request_id == "long"
-        assert entry.remainder().emitted_token_ids == TOKENIZER.encode("abc")[1:2]
-
-    run(body)
-
-
 def test_closing_aborts_what_runs() -> None:
     async def body(client: AsyncEngine, fake: FakeEngine) -> None:
         generation = start(client, n=2)
@@ -143,34 +129,41 @@ def test_the_queue_is_bounded_and_opens_again() -> None:
 
 
 @pytest.mark.parametrize("message", ["rank 3 died", None])
-def test_a_dead_engine_fails_every_sequence_and_all_that_follow(message: str | None) -> None:
+def test_when_the_engine_dies_what_is_open_and_what_comes_waits(message: str | None) -> None:
     async def body(client: AsyncEngine, fake: FakeEngine) -> None:
         generation = start(client, n=2)
         await arrived(fake, 2)
         statistics = asyncio.create_task(client.stats()) if message is None else None
         fake.die(message)
-        with pytest.raises(ReplicaDied, match=message or "exit code -9"):
-            await generation.completed()
-        assert all(p.error for p in generation.processors) and client.open_sequences == 0
+        while client.unavailable is None:
+            await asyncio.sleep(0.001)
+        assert client.unavailable.code == "recovering" and (message or "exit code -9") in client.unavailable.message
         if statistics is not None:
             with pytest.raises(ReplicaDied):
                 await statistics
-        assert client.unavailable is not None and client.unavailable.rank == (3 if message else None)
-        with pytest.raises(ReplicaDied):
-            start(client)
-        with pytest.raises(ReplicaDied):
+        assert not any(p.error for p in generation.processors) and client.open_sequences == 2
+        start(client, n=2, name="while there is room")
+        with pytest.raises(Recovering):
+            start(client, name="one too many")
+        with pytest.raises(Recovering):
             await client.stats()
+        client.close()
+        with pytest.raises(ReplicaDied, match="shut down"):
+            await generation.completed()
+        with pytest.raises(ReplicaDied, match="shut down"):
+            start(client, name="after the end")
 
     run(body)
 
 
 def test_an_engine_that_talks_nonsense_is_dead() -> None:
     async def body(client: AsyncEngine, fake: FakeEngine) -> None:
-        generation = start(client)
+        start(client)
         await arrived(fake, 1)
         fake.channel.sock.sendall(b"\xff" * 64)
-        with pytest.raises(ReplicaDied, match="not a message"):
-            await generation.completed()
+        while client.unavailable is None:
+            await asyncio.sleep(0.001)
+        assert "not a message" in client.unavailable.message
 
     run(body)
 

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 import remuda
-from remuda.protocol.errors import ConfigError, ReplicaDied
+from remuda.protocol.errors import ConfigError
 from remuda.protocol.request import FinishReason, RequestError, RequestOutput, StepOutputs
 from remuda.server.config import ServerConfig
 from remuda.server.listen import listen
@@ -338,41 +338,6 @@ def test_half_a_body_does_not_outlast_the_drain(serve: Serve, caplog: pytest.Log
     server.join(20)
     assert not server.is_alive()
     assert "Traceback" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"), [("rank 3 on node 1 died: out of memory", "out of memory"), (None, "exit code -9")]
-)
-def test_a_dead_engine_ends_every_open_request(serve: Serve, message: str | None, expected: str) -> None:
-    server = serve()
-    server.engine.go.clear()
-    with ThreadPoolExecutor(3) as pool:
-        whole = pool.submit(server.http.post, "/v1/completions", json=PROMPT)
-        stream = pool.submit(server.http.post, "/v1/completions", json=PROMPT | {"stream": True})
-        server.engine.wait_for(lambda: len(server.engine.open) == 2)
-        server.engine.die(message)
-        for answer in (whole.result(), stream.result()):
-            error = error_of(answer, 503)
-            assert expected in error["message"] and error["code"] == "replica_died"
-            assert answer.headers["retry-after"]
-    server.join(20)
-    assert isinstance(server.ended_with, ReplicaDied)
-
-
-def test_a_death_in_mid_stream_becomes_an_event(serve: Serve) -> None:
-    server = serve(script=lambda request: [70] * 1000)
-    server.engine.go.clear()
-    connection = raw_request(server, PROMPT | {"stream": True, "ignore_eos": True})
-    server.engine.wait_for(lambda: len(server.engine.open) == 1)
-    server.engine.step()
-    received = connection.recv(1000)
-    server.engine.die("rank 2 died")
-    while part := connection.recv(1000):
-        received += part
-    assert received.startswith(b"HTTP/1.1 200 ")
-    events = [line for line in received.split(b"\r\n") if line.startswith(b"data: ")]
-    *_, error, done = b"".join(events).strip().split(b"\n\n")
-    assert json.loads(error[6:])["error"]["message"] == "rank 2 died" and done == b"data: [DONE]"
 
 
 def test_one_failed_sequence_leaves_the_others_alone(serve: Serve) -> None:
