@@ -15,7 +15,18 @@ from remuda.weights.parameter import Slice
 
 
 class StoredExperts(Protocol):
-    """Where the float weights of a shard lie: the slices of gate_up [E, H, 2I], gate first, and of down [E, I, H]."""
+    """Where the float weights of a shard lie, in the checkpoint's own orientation: gate (first) and up, and down."""
+
+    @property
+    def gate_up_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def down_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def inputs(self) -> int:
+        """The dimension of both that products sum over."""
+        ...
 
     def gate_up(self) -> tuple[Slice, ...]: ...
 
@@ -67,14 +78,6 @@ class ExpertShard:
         return self.columns[1] - self.columns[0]
 
     @property
-    def gate_up_shape(self) -> tuple[int, int, int]:
-        return self.count, self.hidden, 2 * self.width
-
-    @property
-    def down_shape(self) -> tuple[int, int, int]:
-        return self.count, self.width, self.hidden
-
-    @property
     def rows(self) -> tuple[int, int]:
         """All of the hidden size."""
         return 0, self.hidden
@@ -94,6 +97,15 @@ class FusedExperts:
     """Two tensors of all experts, as x @ W takes them: gate_up_proj [all, H, 2 inner], down_proj [all, inner, H]."""
 
     shard: ExpertShard
+    inputs = 1
+
+    @property
+    def gate_up_shape(self) -> tuple[int, int, int]:
+        return self.shard.count, self.shard.hidden, 2 * self.shard.width
+
+    @property
+    def down_shape(self) -> tuple[int, int, int]:
+        return self.shard.count, self.shard.width, self.shard.hidden
 
     def gate_up(self) -> tuple[Slice, ...]:
         shard, experts, here = self.shard, self._experts(), (0, self.shard.count)
@@ -119,40 +131,45 @@ class FusedExperts:
 
 @dataclass(frozen=True)
 class ExpertModules:
-    """Three linear modules [out, in] of each expert, turned into the fused orientation while read."""
+    """Three linear modules [out, in] of each expert, stacked as they are: gate_up [E, 2I, H], down [E, H, I]."""
 
     shard: ExpertShard
+    inputs = 2
+
+    @property
+    def gate_up_shape(self) -> tuple[int, int, int]:
+        return self.shard.count, 2 * self.shard.width, self.shard.hidden
+
+    @property
+    def down_shape(self) -> tuple[int, int, int]:
+        return self.shard.count, self.shard.hidden, self.shard.width
 
     def gate_up(self) -> tuple[Slice, ...]:
-        shard, shape = self.shard, (self.shard.inner, self.shard.hidden)
-        return tuple(
-            Slice(f"{prefix}.{name}.weight", shape, (shard.columns, shard.rows), (here, shard.rows, into), True)
-            for here, prefix in shard.modules()
-            for name, _, into in shard.halves()
-        )
+        return self._gate_up("weight", self.shard.hidden)
 
     def down(self) -> tuple[Slice, ...]:
-        shard, shape, into = self.shard, (self.shard.hidden, self.shard.inner), (0, self.shard.width)
-        *_, name = shard.names
-        return tuple(
-            Slice(f"{prefix}.{name}.weight", shape, (shard.rows, shard.columns), (here, into, shard.rows), True)
-            for here, prefix in shard.modules()
-        )
+        return self._down("weight", self.shard.inner, self.shard.columns)
 
     def gate_up_scale(self) -> tuple[Slice, ...]:
-        """weight_scale [out, 1] of each expert -> a row of [E, 2 I]."""
-        shard, shape = self.shard, (self.shard.inner, 1)
+        """weight_scale [out, 1] of each expert -> its rows of [E, 2I, 1]."""
+        return self._gate_up("weight_scale", 1)
+
+    def down_scale(self) -> tuple[Slice, ...]:
+        """weight_scale [out, 1] of each expert -> its rows of [E, H, 1]."""
+        return self._down("weight_scale", 1, (0, 1))
+
+    def _gate_up(self, tensor: str, inputs: int) -> tuple[Slice, ...]:
+        shard, every = self.shard, (0, inputs)
         return tuple(
-            Slice(f"{prefix}.{name}.weight_scale", shape, (shard.columns, (0, 1)), (here, into), True)
+            Slice(f"{prefix}.{name}.{tensor}", (shard.inner, inputs), (shard.columns, every), (here, into, every))
             for here, prefix in shard.modules()
             for name, _, into in shard.halves()
         )
 
-    def down_scale(self) -> tuple[Slice, ...]:
-        """weight_scale [out, 1] of each expert -> a row of [E, H]."""
-        shard, shape = self.shard, (self.shard.hidden, 1)
+    def _down(self, tensor: str, inputs: int, columns: tuple[int, int]) -> tuple[Slice, ...]:
+        shard, into = self.shard, (0, columns[1] - columns[0])
         *_, name = shard.names
         return tuple(
-            Slice(f"{prefix}.{name}.weight_scale", shape, (shard.rows, (0, 1)), (here, shard.rows), True)
+            Slice(f"{prefix}.{name}.{tensor}", (shard.hidden, inputs), (shard.rows, columns), (here, shard.rows, into))
             for here, prefix in shard.modules()
         )

@@ -61,7 +61,6 @@ class Read:
         target = self.arriving.tensor[tuple(slice(start, stop) for start, stop in piece.into)]
         lead = target.dim() - len(piece.region)
         target = target.view(target.shape[lead:]) if lead else target
-        target = target.mT if piece.transpose else target
         if block is None:
             return target
         return target[tuple(slice(b0 - r0, b1 - r0) for (b0, b1), (r0, _) in zip(block, piece.region, strict=True))]

@@ -31,19 +31,17 @@ def region_shape(region: Region) -> tuple[int, ...]:
 class Slice:
     """One rectangular piece: `region` of checkpoint tensor `source` fills `into` of the parameter.
 
-    After an optional swap of the source's last two dimensions, the two have the same shape, but for leading dimensions
-    of size 1 that only `into` has (an expert's place among all experts).
+    The two have the same shape, but for leading dimensions of size 1 that only `into` has (an expert's place among all
+    experts).
     """
 
     source: str
     shape: tuple[int, ...]  # of the whole source tensor
     region: Region
     into: Region
-    transpose: bool = False
 
     def __post_init__(self) -> None:
         piece = region_shape(self.region)
-        piece = (*piece[:-2], piece[-1], piece[-2]) if self.transpose else piece
         target = region_shape(self.into)
         assert target[len(target) - len(piece) :] == piece, (self.source, piece, target)
         assert prod(target) == prod(piece), (self.source, piece, target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remuda.layers.expert_shard import ExpertModules
-from remuda.layers.quant.scheme import ExpertWeights, LinearShard, LinearWeights
+from remuda.layers.quant.scheme import ExpertWeights, LinearShard, LinearWeights, applied
 from remuda.weights.parameter import Parameter
 
 if TYPE_CHECKING:
@@ -44,11 +44,13 @@ class _Linear(LinearWeights):
 class _Experts(ExpertWeights):
     def __init__(self, shard: ExpertShard) -> None:
         modules = ExpertModules(shard)
-        self.gate_up = Parameter(shard.gate_up_shape, _FP8, modules.gate_up)
-        self.down = Parameter(shard.down_shape, _FP8, modules.down)
-        self.gate_up_scale = Parameter((shard.count, 2 * shard.width), _SCALE, modules.gate_up_scale)
-        self.down_scale = Parameter((shard.count, shard.hidden), _SCALE, modules.down_scale)
+        self.gate_up = Parameter(modules.gate_up_shape, _FP8, modules.gate_up)
+        self.down = Parameter(modules.down_shape, _FP8, modules.down)
+        self.gate_up_scale = Parameter((*modules.gate_up_shape[:2], 1), _SCALE, modules.gate_up_scale)
+        self.down_scale = Parameter((*modules.down_shape[:2], 1), _SCALE, modules.down_scale)
+        self.inputs = modules.inputs
 
     def make(self, kernels: KernelTable, weighting: Weighting) -> table.Experts:
-        scales = self.gate_up_scale.take(), self.down_scale.take()
-        return kernels.make_experts(self.gate_up.take(), self.down.take(), scales, weighting)
+        gate_up, down = (applied(weight.take(), self.inputs) for weight in (self.gate_up, self.down))
+        scales = self.gate_up_scale.take().squeeze(2), self.down_scale.take().squeeze(2)
+        return kernels.make_experts(gate_up, down, scales, weighting)

@@ -6,12 +6,13 @@ that the floats of few weights are in memory at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING
 
-from remuda.layers.quant.scheme import ExpertWeights, LinearShard, LinearWeights
+from remuda.layers.quant.scheme import ExpertWeights, LinearShard, LinearWeights, applied
 from remuda.protocol.dtypes import VALUE_BYTES
-from remuda.weights.parameter import Parameter
+from remuda.weights.parameter import Parameter, Slice
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,12 @@ class OnlineFp8:
 class _Quantized(Parameter):
     """Arrives in `dtype`, is kept in float8 with a scale for what shares its inputs."""
 
-    inputs = 1  # the dimension of inputs in [N, K], [E, H, 2I] and [E, I, H]
-    _scale: torch.Tensor | None = None
+    def __init__(
+        self, shape: tuple[int, ...], dtype: str, slices: Callable[[], tuple[Slice, ...]], inputs: int
+    ) -> None:
+        super().__init__(shape, dtype, slices)
+        self.inputs = inputs  # the dimension of inputs
+        self._scale: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +62,7 @@ class _Quantized(Parameter):
 
 class _Linear(LinearWeights):
     def __init__(self, shard: LinearShard, dtype: str) -> None:
-        self.weight = _Quantized((shard.outputs, shard.inputs), dtype, shard.weight)
+        self.weight = _Quantized((shard.outputs, shard.inputs), dtype, shard.weight, inputs=1)
 
     def make(self, kernels: KernelTable, bias_N: torch.Tensor | None, gated: bool) -> table.Linear:
         return kernels.make_linear(self.weight.take(), bias_N, self.weight.take_scale(), gated)
@@ -66,9 +71,10 @@ class _Linear(LinearWeights):
 class _Experts(ExpertWeights):
     def __init__(self, shard: ExpertShard, dtype: str) -> None:
         stored = shard.stored()
-        self.gate_up = _Quantized(shard.gate_up_shape, dtype, stored.gate_up)
-        self.down = _Quantized(shard.down_shape, dtype, stored.down)
+        self.gate_up = _Quantized(stored.gate_up_shape, dtype, stored.gate_up, stored.inputs)
+        self.down = _Quantized(stored.down_shape, dtype, stored.down, stored.inputs)
 
     def make(self, kernels: KernelTable, weighting: Weighting) -> table.Experts:
         scales = self.gate_up.take_scale(), self.down.take_scale()
-        return kernels.make_experts(self.gate_up.take(), self.down.take(), scales, weighting)
+        gate_up, down = (applied(weight.take(), weight.inputs) for weight in (self.gate_up, self.down))
+        return kernels.make_experts(gate_up, down, scales, weighting)

@@ -91,6 +91,11 @@ class ExpertWeights(Layer):
         """Once loaded: hand the parameters' tensors over to what computes with them."""
 
 
+def applied(weight: torch.Tensor, inputs: int) -> torch.Tensor:
+    """A stack of experts' weights whose dimension `inputs` is summed over, as x @ W takes it: a view."""
+    return weight if inputs == 1 else weight.transpose(1, 2)
+
+
 class Scheme(Protocol):
     """One format of weights. `dtype` is what is computed in."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from remuda.layers.quant.scheme import ExpertWeights, LinearShard, LinearWeights
+from remuda.layers.quant.scheme import ExpertWeights, LinearShard, LinearWeights, applied
 from remuda.weights.parameter import Parameter
 
 if TYPE_CHECKING:
@@ -36,8 +36,10 @@ class _Linear(LinearWeights):
 class _Experts(ExpertWeights):
     def __init__(self, shard: ExpertShard, dtype: str) -> None:
         stored = shard.stored()
-        self.gate_up = Parameter(shard.gate_up_shape, dtype, stored.gate_up)
-        self.down = Parameter(shard.down_shape, dtype, stored.down)
+        self.gate_up = Parameter(stored.gate_up_shape, dtype, stored.gate_up)
+        self.down = Parameter(stored.down_shape, dtype, stored.down)
+        self.inputs = stored.inputs
 
     def make(self, kernels: KernelTable, weighting: Weighting) -> table.Experts:
-        return kernels.make_experts(self.gate_up.take(), self.down.take(), None, weighting)
+        gate_up, down = (applied(weight.take(), self.inputs) for weight in (self.gate_up, self.down))
+        return kernels.make_experts(gate_up, down, None, weighting)

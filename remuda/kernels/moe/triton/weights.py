@@ -69,6 +69,7 @@ def _repack(weight_EKN: torch.Tensor, gated: bool) -> torch.Tensor:
     elif not gated:
         return stored_ENK
     for e in range(experts):
-        weight_KN = interleave(weight_EKN[e]) if gated else weight_EKN[e]
-        stored_ENK[e].copy_(weight_KN.T.clone(memory_format=torch.contiguous_format))
+        weight_NK = weight_EKN[e].T
+        rows = weight_NK.unflatten(0, (2, -1)).transpose(0, 1) if gated else weight_NK  # gate and up in turns
+        stored_ENK[e].copy_(rows.clone(memory_format=torch.contiguous_format).view(n, k))
     return stored_ENK
