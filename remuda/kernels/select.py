@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from remuda.kernels.table import AttentionKernels, Experts, HeadLayout, KernelTable
+from remuda.kernels.table import AttentionKernels, HeadLayout, KernelTable
 from remuda.protocol.errors import ConfigError
 
 
@@ -114,6 +114,7 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
     from remuda.kernels.linear.triton_int4 import StreamedInt4Linear
     from remuda.kernels.metadata.triton import decode_inputs
     from remuda.kernels.moe.triton import Experts as TritonExperts
+    from remuda.kernels.moe.triton import Int4Experts as TritonInt4Experts
     from remuda.kernels.moe.triton import fuse_sigmoid_moe, route_sigmoid, route_softmax
     from remuda.kernels.norm.triton import add_rms_norm, rms_norm
     from remuda.kernels.rotary.triton import RopeAngles, rope_kv
@@ -145,10 +146,5 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
         keep_tokens=partial(keep_tokens, pdl=pdl),
         fuse_sigmoid_moe=partial(fuse_sigmoid_moe, pdl=pdl),
         make_int4_linear=StreamedInt4Linear,
-        make_int4_experts=_no_int4_experts,
+        make_int4_experts=TritonInt4Experts,
     )
-
-
-def _no_int4_experts(*_: object) -> Experts:
-    """Torch's wait for the host, which a GPU's decode graphs cannot hold."""
-    raise ConfigError("experts of 4-bit weights run on CPU only so far: use --device cpu, or an FP8 checkpoint")

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 
 from remuda.kernels.linear.int4 import Int4Linear, unpack_int4
 from remuda.kernels.linear.triton_int4 import StreamedInt4Linear
+from remuda.kernels.moe.int4 import Int4Experts
+from remuda.kernels.moe.triton import int4 as triton_experts
+from remuda.kernels.table import Weighting
 from tests.kernels import interpreter  # noqa: F401
 
 
@@ -39,3 +42,27 @@ def test_products(outputs: int, groups: int, group: int) -> None:
     torch.testing.assert_close(
         StreamedInt4Linear(words, scale_NG)(many), F.linear(many, weight_NK), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("weighting", Weighting)
+@pytest.mark.parametrize("tokens", [2, 30])
+def test_experts(weighting: Weighting, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch and in Triton, there two experts at a time, of five."""
+    monkeypatch.setattr(triton_experts, "_WIDENED_BYTES", 2 * 4 * (64 * 32 + 32 * 32))
+    experts, hidden, width = 5, 32, 32
+    up, down = packed(experts * 2 * width, 2, 16), packed(experts * hidden, 2, 16)
+    gate_up_EJH, down_EHI = up[0].view(experts, 2 * width, hidden), down[0].view(experts, hidden, width)
+    packed_up = up[1].view(experts, 2 * width, -1), up[2].view(experts, 2 * width, -1)
+    packed_down = down[1].view(experts, hidden, -1), down[2].view(experts, hidden, -1)
+    expert_T1 = torch.arange(tokens).remainder(experts + 1).sub(1).unsqueeze(1)  # -1: another rank's
+    x_TH, weight_T1 = torch.randn(tokens, hidden), torch.rand(tokens, 1) + 0.5
+    want_TH = torch.zeros_like(x_TH)
+    for t, expert in enumerate(expert_T1[:, 0].tolist()):
+        if expert >= 0:
+            x_H = x_TH[t] * weight_T1[t] if weighting is Weighting.INPUT else x_TH[t]
+            gate, value = (gate_up_EJH[expert] @ x_H).chunk(2)
+            y_H = down_EHI[expert] @ (F.silu(gate) * value)
+            want_TH[t] = y_H if weighting is Weighting.INPUT else y_H * weight_T1[t]
+    for kind in (Int4Experts, triton_experts.Int4Experts):
+        got_TH = kind(packed_up, packed_down, weighting)(x_TH, expert_T1, weight_T1)
+        torch.testing.assert_close(got_TH, want_TH, rtol=1e-3, atol=1e-4 * want_TH.abs().max().item())

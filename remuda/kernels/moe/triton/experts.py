@@ -10,7 +10,7 @@ import torch
 from remuda.kernels.moe.triton.grouped import experts_grouped
 from remuda.kernels.moe.triton.small import experts_small
 from remuda.kernels.moe.triton.tuning import SMALL_ROWS, small_streams, tiles
-from remuda.kernels.moe.triton.weights import pack
+from remuda.kernels.moe.triton.weights import ExpertWeights, pack
 from remuda.kernels.table import Weighting
 
 
@@ -30,8 +30,18 @@ class Experts:
         weighting: Weighting = Weighting.INPUT,
         pdl: bool = False,
     ) -> None:
+        self._take(pack(gate_up_EH2I, down_EIH, scales), weighting, pdl)
+
+    @classmethod
+    def of(cls, weights: ExpertWeights, weighting: Weighting) -> Experts:
+        """Over weights that lie as kernels read them."""
+        experts = cls.__new__(cls)
+        experts._take(weights, weighting, pdl=False)
+        return experts
+
+    def _take(self, weights: ExpertWeights, weighting: Weighting, pdl: bool) -> None:
+        self.weights = weights
         self._pdl = pdl
-        self.weights = pack(gate_up_EH2I, down_EIH, scales)
         self.weigh_input = weighting is Weighting.INPUT
         self._streams = small_streams(self.weights.gate_up_EJH.element_size())
         self.quantizes = self.weights.fp8 and _multiplies_fp8(self.weights.gate_up_EJH.device)
