@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from remuda.kernels.linear.quantize import quantize_rows
-from remuda.kernels.moe.triton import Experts, route_sigmoid, route_softmax, router_logits
+from remuda.kernels.moe.triton import Experts, Int4Experts, route_sigmoid, route_softmax, router_logits
+from remuda.kernels.moe.triton.int4 import widen
 from remuda.kernels.moe.triton.library import experts_library
 from remuda.kernels.moe.triton.sort import sort_rows
 from remuda.kernels.moe.triton.tuning import SMALL_ROWS
@@ -43,6 +44,30 @@ def test_experts(experts: int, hidden: int, width: int, top_k: int, dtype: torch
         if want.any():
             assert error(got[some], want) < BOUND[compute if tokens * top_k <= SMALL_ROWS else dtype], tokens
         assert not got[-1].any() and got.isfinite().all()
+
+
+def test_experts_of_four_bits_in_a_graph() -> None:
+    """The same as those of the numbers that the packed ones stand for."""
+    experts, hidden, width = 4, 1024, 512
+    made = torch.Generator("cuda").manual_seed(0)
+
+    def packed(rows: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        words = torch.randint(-(1 << 31), 1 << 31, (experts, rows, inputs // 8), generator=made, device="cuda")
+        scales = torch.rand(experts, rows, inputs // 128, generator=made, device="cuda").add_(0.5).mul_(0.01)
+        return words.int(), scales.bfloat16()
+
+    gate_up, down = packed(2 * width, hidden), packed(hidden, width)
+    plain = [widen(*weight, torch.bfloat16).transpose(1, 2) for weight in (gate_up, down)]
+    serve, want = Int4Experts(gate_up, down), Experts(*(weight.clone() for weight in plain))
+    x_TH, (expert_Tk, weight_Tk) = normal(40, hidden, seed=1).bfloat16().cuda(), routes(40, 1, experts)
+    inputs = x_TH, expert_Tk.cuda(), weight_Tk.cuda()
+    serve(*inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got_TH = serve(*inputs)
+    got_TH.zero_()
+    graph.replay()
+    assert error(got_TH, want(*inputs).float()) < BOUND[torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
