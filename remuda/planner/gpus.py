@@ -27,7 +27,8 @@ class GpuMemory:
 
 # Of a card, beside weights, KV pages and the largest step: a context, NCCL's buffers, graphs, workspaces.
 RESERVE_BYTES = 2 << 30
-_BYTES_PER_LOGIT = 48  # float32 and float64 copies while tokens are drawn
+_DRAWING_BYTES = 1 << 30  # copies of those logits that are drawn from at once
+_BYTES_PER_LOGIT = 16  # float32: of the ranks, together, adjusted
 
 
 def step_bytes(model: ModelConfig, tp_size: int, tokens: int, rows: int) -> int:
@@ -40,7 +41,8 @@ def step_bytes(model: ModelConfig, tp_size: int, tokens: int, rows: int) -> int:
     if model.moe is not None:
         widest = max(widest, model.moe.top_k * model.moe.intermediate_size // tp_size + model.moe.num_experts)
     width = 6 * model.hidden_size + attention + 3 * widest
-    return tokens * width * VALUE_BYTES[model.dtype] + rows * model.vocab_size * _BYTES_PER_LOGIT
+    logits = rows * model.vocab_size * _BYTES_PER_LOGIT
+    return tokens * width * VALUE_BYTES[model.dtype] + logits + _DRAWING_BYTES
 
 
 class _MemoryInfo(ctypes.Structure):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from remuda.worker.sampling import device, draw, uniform
@@ -35,6 +36,13 @@ def test_draws_are_those_of_the_host() -> None:
     for vocab in (5, 300, 2000):
         here, there = draws_of_both(torch.randn(200, vocab) * 3)
         assert torch.equal(here, there)
+
+
+def test_many_rows_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    monkeypatch.setattr(device, "LOGITS_AT_ONCE", 7 * 300)
+    here, there = draws_of_both(torch.randn(45, 300) * 3)
+    assert torch.equal(here, there)
 
 
 def test_ties_are_cut_in_vocabulary_order() -> None:

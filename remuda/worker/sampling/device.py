@@ -10,6 +10,9 @@ import torch
 from remuda.worker.sampling.draw import invert_cdf, weights
 
 
+LOGITS_AT_ONCE = 1 << 24  # that draws are made from
+
+
 def _signed(x: int) -> int:
     return x - (1 << 64) if x >= 1 << 63 else x
 
@@ -45,7 +48,25 @@ def draw(
     min_p_S: torch.Tensor,
     uniform_S: torch.Tensor,
 ) -> torch.Tensor:
-    """The tokens of `draw.draw`, int64 [S]: one sort of every row in place of candidates that may turn out too few."""
+    """The tokens of `draw.draw`, int64 [S]: one sort of every row in place of candidates that may turn out too few.
+
+    Many rows are drawn in parts: they need a dozen copies of their logits.
+    """
+    each_S = (logits_SV, temperature_S, top_k_S, top_p_S, min_p_S, uniform_S)
+    rows = max(1, LOGITS_AT_ONCE // logits_SV.shape[1])
+    if len(logits_SV) <= rows:
+        return _draw(*each_S)
+    return torch.cat([_draw(*part) for part in zip(*(x.split(rows) for x in each_S), strict=True)])
+
+
+def _draw(
+    logits_SV: torch.Tensor,
+    temperature_S: torch.Tensor,
+    top_k_S: torch.Tensor,
+    top_p_S: torch.Tensor,
+    min_p_S: torch.Tensor,
+    uniform_S: torch.Tensor,
+) -> torch.Tensor:
     return invert_cdf(_keep_likely(weights(logits_SV, temperature_S), top_k_S, top_p_S, min_p_S), uniform_S)
 
 
