@@ -9,7 +9,6 @@ import torch
 
 from remuda.worker.sampling.draw import invert_cdf, weights
 
-
 LOGITS_AT_ONCE = 1 << 24  # that draws are made from
 
 
