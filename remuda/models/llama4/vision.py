@@ -91,7 +91,8 @@ class VisionTower(Layer):
         return self.comm.all_gather(rows).flatten(0, 1)[:count].flatten(0, 1)
 
     def _encode(self, tiles_N3SS: torch.Tensor) -> torch.Tensor:
-        x_NPD = self.patches(self.patch_rows(tiles_N3SS, self.config.patch_size).to(self.class_D.dtype))
+        pixels_NPX = self.patch_rows(tiles_N3SS.to(self.class_D.device), self.config.patch_size)
+        x_NPD = self.patches(pixels_NPX.to(self.class_D.dtype))
         x_NPD = self.norm_pre(self.embed_patches(x_NPD, self.class_D, self.positions_PD))
         for layer in self.layers:
             x_NPD = layer(x_NPD, self.cos_sin_PD)
