@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from remuda.config.quant import FP8_ONLINE
+from remuda.kernels.table import KernelTable
+from remuda.models.decoder import DecoderLayer
 from remuda.models.interfaces import Model
 from remuda.models.registry import TINY_KINDS, build_model, read_model_config
 from remuda.parallel.collectives import SingleRank
@@ -108,6 +110,28 @@ def test_progress_counts_up_to_the_total(checkpoints: dict[str, Path]) -> None:
     done = [count for count, _ in calls]
     assert done == sorted(set(done)) and len(done) > 3
     assert calls[-1] == (report.checkpoint_bytes_read, report.checkpoint_bytes_read)
+
+
+def test_layers_are_packed_while_others_are_still_read(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[int] = []
+    pack = DecoderLayer.pack
+
+    def packing(layer: DecoderLayer, kernels: KernelTable) -> None:
+        packed.append(bytes_read)
+        pack(layer, kernels)
+
+    monkeypatch.setattr(DecoderLayer, "pack", packing)
+    bytes_read = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bytes_read
+        bytes_read = done
+
+    (model,) = ranks(checkpoints["scout"], 1, (4,))
+    read = model.load(progress).checkpoint_bytes_read
+    assert len(packed) == 4 and len(set(packed)) == 4 and max(packed[:3]) < 0.9 * read
 
 
 _MEASURE = """

@@ -16,8 +16,11 @@ def quantize_channels(weight: torch.Tensor, inputs: int) -> tuple[torch.Tensor, 
     A stack [E, ...] is quantized expert by expert, which bounds what is in memory in float32. `weight` is given up.
     """
     if weight.dim() == 3:
-        parts = [quantize_channels(part, inputs - 1) for part in weight]
-        return torch.stack([part for part, _ in parts]), torch.stack([scale for _, scale in parts])
+        values = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
+        scales = weight.new_empty(weight.shape[:inputs] + weight.shape[inputs + 1 :], dtype=torch.float32)
+        for expert, part in enumerate(weight):
+            values[expert], scales[expert] = quantize_channels(part, inputs - 1)
+        return values, scales
     exact = weight.float()
     scale = exact.abs().amax(inputs, keepdim=True).clamp_(min=1e-12).div_(FP8_LARGEST)
     return exact.div_(scale).to(torch.float8_e4m3fn), scale.squeeze(inputs)
