@@ -1,18 +1,15 @@
 """Let a running server choose functions of this program, and call them (needs `pip install openai`).
 
-The server hands a call on as text; Remuda's own parser reads it here, as JSON or as `[name(a=1)]`.
-
-    remuda serve & python examples/tools.py [BASE_URL]
+remuda serve & python examples/tools.py [BASE_URL]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
 from openai import OpenAI
-
-from remuda.text.parsers.tool_calls import Llama4ToolCalls
 
 
 def set_timer(minutes: int) -> str:
@@ -42,8 +39,8 @@ def main(base_url: str = "http://localhost:8000") -> None:
         messages = [{"role": "user", "content": wish}]
         reply = client.chat.completions.create(model=model, messages=messages, tools=TOOLS, temperature=0)
         print(f"> {wish}")
-        for call in Llama4ToolCalls().parse(reply.choices[0].message.content or ""):
-            print(FUNCTIONS[call.name](**call.arguments))
+        for call in reply.choices[0].message.tool_calls or ():
+            print(FUNCTIONS[call.function.name](**json.loads(call.function.arguments)))
 
 
 if __name__ == "__main__":

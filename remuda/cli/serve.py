@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
     printer.line(f"remuda {__version__}: {config.model.path}\n  {describe(config)}")
     if config.parallel.node_rank > 0:
         return _join(config, printer)
-    server = server_config(options)
+    server = server_config(options, config.model.architecture)
     setproctitle("remuda: http")
     http_process.run(config, server, _Terminal(config, server, printer))
     return 0

@@ -104,7 +104,7 @@ def invitation(url: str, model: str, api_key: bool, images: bool) -> str:
     """The lines to paste first."""
     auth = " -H 'Authorization: Bearer YOUR_KEY'" if api_key else ""
     key = "YOUR_KEY" if api_key else "none"
-    question = "What can you do?"
+    question = "What is 12 + 30?"
     more = "\n  (images: a content part of type image_url with a data: URL)" if images else ""
     return f"""\
 Ready at {url}

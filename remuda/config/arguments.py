@@ -239,6 +239,12 @@ SERVER_FLAGS = (
         "chat and images",
         (
             Flag("chat-template", "Jinja file, or the template itself; default: the tokenizer's", metavar="FILE"),
+            Flag("enable-auto-tool-choice", "read tool calls out of answers to requests with tools", bool, True),
+            Flag("tool-call-parser", "form in which the model writes calls; default: by its chat template, else by its "
+                 "architecture", choices=("llama4_pythonic", "llama4_json", "llama3_json", "pythonic", "hermes",
+                                          "mistral")),
+            Flag("reasoning-parser", "form of the reasoning that is split off answers; default: none is",
+                 choices=("qwen3", "deepseek_r1")),
             Flag("generation-config", "auto: the checkpoint's sampling defaults; vllm: OpenAI's", default="auto",
                  choices=("auto", "vllm")),
             Flag("allowed-local-media-path", "directory that image_url may read from", metavar="DIR"),
@@ -264,9 +270,6 @@ UNSUPPORTED = {
     "calculate-kv-scales": "a KV cache of float8 has a scale of 1, which loses little: see docs/gpu.md",
     "guided-decoding-backend": "structured output is not implemented yet",
     "structured-outputs-config": "structured output is not implemented yet",
-    "enable-auto-tool-choice": "tool-call parsing is not implemented yet",
-    "tool-call-parser": "tool-call parsing is not implemented yet",
-    "reasoning-parser": "reasoning parsing is not implemented yet",
     "max-logprobs": "the limit is fixed at 20",
     "task": "Remuda generates text; embedding and scoring are not implemented",
     "runner": "Remuda generates text; embedding and scoring are not implemented",

@@ -33,7 +33,10 @@ class ServerAsk:
         if response.status_code != 200:
             raise RemudaError(f"the server answered {response.status_code}: {response.text[:300]}")
         message = response.json()["choices"][0]["message"]
-        if calls := message.get("tool_calls"):  # a server that parses them: back to the form they were written in
-            function = calls[0]["function"]
-            return json.dumps({"name": function["name"], "parameters": json.loads(function["arguments"])})
-        return message.get("content") or ""
+        calls = [_as_text(call["function"]) for call in message.get("tool_calls") or ()]
+        return "\n".join([*filter(None, [message.get("content")]), *calls])
+
+
+def _as_text(function: dict[str, str]) -> str:
+    """A call as a model would write it. Arguments that are cut stay so: the call is wrong, then."""
+    return f'{{"name": {json.dumps(function["name"])}, "parameters": {function["arguments"]}}}'

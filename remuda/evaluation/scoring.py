@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from remuda.evaluation.problem import Problem, Scoring
-from remuda.text.parsers.tool_calls import Llama4ToolCalls
-
-_CALLS = Llama4ToolCalls()
+from remuda.text.parsers.llama import LlamaToolCalls
 
 
 def is_right(problem: Problem, reply: str) -> bool:
@@ -42,7 +41,16 @@ def _same_json(problem: Problem, reply: str) -> bool:
 
 
 def _same_calls(problem: Problem, reply: str) -> bool:
-    return _CALLS.parse(reply) == _CALLS.parse(problem.answer) != []
+    return _calls(reply) == _calls(problem.answer) != []
+
+
+def _calls(text: str) -> list[tuple[str, Any]]:
+    """[] if anything stands beside the calls, or one of them is cut."""
+    content, calls = LlamaToolCalls.parse(text)
+    try:
+        return [] if content.strip() else [(call.name, json.loads(call.arguments)) for call in calls]
+    except ValueError:
+        return []
 
 
 def _says_demo(problem: Problem, reply: str) -> bool:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from remuda.hub.source import DEMO_MODEL
+from remuda.models.registry import ARCHITECTURES
 from remuda.protocol.errors import ConfigError
 from remuda.server.config import ServerConfig
 
 
-def server_config(options: Mapping[str, Any]) -> ServerConfig:
-    """Raises ConfigError for values that cannot work."""
+def server_config(options: Mapping[str, Any], architecture: str) -> ServerConfig:
+    """For a model of this architecture. Raises ConfigError for values that cannot work."""
     return ServerConfig(
         host=options["host"], port=options["port"], uds=options["uds"], root_path=options["root_path"],
         model=options["model"] or DEMO_MODEL, served_model_names=tuple(options["served_model_name"] or ()),
@@ -24,6 +25,9 @@ def server_config(options: Mapping[str, Any]) -> ServerConfig:
         ssl_cert_reqs=options["ssl_cert_reqs"],
         tokenizer=options["tokenizer"], chat_template=options["chat_template"],
         generation_config=options["generation_config"],
+        auto_tool_choice=options["enable_auto_tool_choice"], tool_call_parser=options["tool_call_parser"],
+        usual_tool_call_parser=ARCHITECTURES[architecture].tool_call_parser,
+        reasoning_parser=options["reasoning_parser"],
         allowed_local_media_path=_directory(options["allowed_local_media_path"]),
         allowed_media_domains=tuple(options["allowed_media_domains"] or ()),
         max_images_per_prompt=_image_limit(options["limit_mm_per_prompt"]),

@@ -27,6 +27,7 @@ class Architecture:
     folder: str  # the package whose model.py has a class of this name
     read_config: ConfigReader
     tiny: Mapping[str, TinyKind] = field(default_factory=dict)  # kinds that `make-tiny` can make
+    tool_call_parser: str = "hermes"  # how its models write calls, unless their chat template shows another way
 
     def model_class(self) -> type[Model]:
         model: type[Model] = getattr(import_module(f"{self.folder}.model"), self.name)

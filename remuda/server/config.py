@@ -17,6 +17,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: str | None = None  # directory; None: the model's
     chat_template: str | None = None  # file or template text; None: the model's own
     generation_config: str = "auto"  # auto: sampling defaults of generation_config.json; vllm: neutral defaults
+    auto_tool_choice: bool = True  # read tool calls out of answers to requests with tools
+    tool_call_parser: str | None = None  # None: what the chat template shows, else the usual one
+    usual_tool_call_parser: str = "hermes"  # of the model's architecture
+    reasoning_parser: str | None = None  # None: reasoning stays in the text
     root_path: str = ""
 
     allowed_origins: tuple[str, ...] = ("*",)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from remuda.protocol.errors import InvalidRequest
 from remuda.server.media import MediaLoader
 from remuda.server.protocol import ChatRequest, TokenizeRequest
@@ -22,7 +24,7 @@ async def chat_prompt(service: Service, request: ChatRequest | TokenizeRequest) 
         tools=request.tools if with_tools else None,
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
-        kwargs=request.chat_template_kwargs,
+        kwargs=_template_kwargs(request, prompter.template.variables),
     )
     # The template has written BOS, so the default is to add nothing.
     (token_ids,) = await service.encode([text], add_special_tokens=bool(request.add_special_tokens))
@@ -31,3 +33,18 @@ async def chat_prompt(service: Service, request: ChatRequest | TokenizeRequest) 
     loader = MediaLoader(service.config)
     tiles = [await service.off_loop(prompter.tiles, await loader.load(url)) for url in conversation.image_urls]
     return await service.off_loop(prompter.with_images, text, token_ids, tiles)
+
+
+def _template_kwargs(request: ChatRequest | TokenizeRequest, variables: frozenset[str]) -> dict[str, Any] | None:
+    """chat_template_kwargs, and reasoning_effort where the template reads it. Raises InvalidRequest where not."""
+    effort = request.reasoning_effort if isinstance(request, ChatRequest) else None
+    if effort is None:
+        return request.chat_template_kwargs
+    if "reasoning_effort" not in variables:
+        raise InvalidRequest(
+            "reasoning_effort: this model's chat template does not know it; some have enable_thinking, to be set in "
+            "chat_template_kwargs",
+            param="reasoning_effort",
+            code="unsupported",
+        )
+    return {"reasoning_effort": effort} | (request.chat_template_kwargs or {})

@@ -92,6 +92,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
 
     echo: Any = None
     best_of: Any = None
@@ -101,7 +102,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
     modalities: Any = None
     prediction: Any = None
     web_search_options: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
     store: Any = None
     documents: Any = None
@@ -152,7 +152,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "modalities": ((["text"],), "only text is generated"),
     "prediction": ((), "predicted outputs are not offered"),
     "web_search_options": ((), "web search is not offered"),
-    "reasoning_effort": ((), "set it through chat_template_kwargs if the model's template knows it"),
     "verbosity": ((), "ask for it in the prompt"),
     "store": ((False,), "completions are not stored"),
     "documents": (([],), "put documents into the messages"),
@@ -193,11 +192,16 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -254,10 +258,34 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
+class FunctionCall(msgspec.Struct, kw_only=True):
+    """Of a message, or a part of one in a stream: then the name comes once, and the arguments grow."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class MessageToolCall(msgspec.Struct, kw_only=True):
+    index: int | UnsetType = UNSET  # in streams
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionCall
+
+
 class ChatMessage(msgspec.Struct):
     role: str
     content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
+
+
+class AnswerDelta(msgspec.Struct):
+    """What a chunk adds to a message."""
+
+    content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):

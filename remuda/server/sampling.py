@@ -14,6 +14,7 @@ _PLAIN = (
     "logit_bias", "seed", "stop_token_ids", "bad_words", "allowed_token_ids", "min_tokens", "ignore_eos",
     "prompt_logprobs", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output",
 )  # fmt: skip
+MAX_TEMPERATURE = 2  # of OpenAI's API
 DEFAULTED_BY_MODEL = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -40,6 +41,10 @@ def sampling_params(
             values[name] = value
     if request.stop is not None:
         values["stop"] = [request.stop] if isinstance(request.stop, str) else request.stop
+    if request.temperature is not None and request.temperature > MAX_TEMPERATURE:
+        raise InvalidRequest(
+            f"temperature must be 0 to {MAX_TEMPERATURE}, not {request.temperature}", param="temperature"
+        )
     if max_tokens is not None and max_tokens < 1:
         raise InvalidRequest(f"max_tokens must be at least 1, not {max_tokens}", param="max_tokens")
     return SamplingParams(**values, max_tokens=max_tokens, logprobs=logprobs)

@@ -16,6 +16,7 @@ from remuda.engine.output import OutputProcessor
 from remuda.protocol.errors import InvalidRequest, NotFound
 from remuda.protocol.request import EngineRequest
 from remuda.protocol.sampling import SamplingParams
+from remuda.server.answer import AnswerFormat
 from remuda.server.config import ServerConfig
 from remuda.server.protocol import GenerationRequest
 from remuda.server.sampling import model_defaults
@@ -37,6 +38,7 @@ class Service:
         self.defaults = model_defaults(self.model.generation_defaults, config.generation_config)
         self._input_processor = InputProcessor(self.model, tokenizer, self.max_model_len)
         self.prompter = Prompter(self.model, tokenizer, config.chat_template)
+        self.answers = AnswerFormat(config, tokenizer, self.prompter.template_source)
         self.draining = False  # open requests finish, new ones are refused
         self._has_priorities = engine_config.scheduler.policy == "priority"
         self._ids = itertools.count()

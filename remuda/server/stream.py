@@ -12,7 +12,7 @@ from remuda.engine.output import OutputProcessor
 from remuda.protocol.errors import RemudaError
 from remuda.server.errors import error_body
 from remuda.server.http import Exchange
-from remuda.server.protocol import Usage
+from remuda.server.protocol import AnswerDelta, Usage
 
 SSE_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 DONE = b"data: [DONE]\n\n"
@@ -46,11 +46,35 @@ class ChunkFormat:
         self, processor: OutputProcessor, text: str, *, logprobs: Any, extra: dict[str, Any], usage: Usage | None
     ) -> bytes:
         """A chunk with everything. `extra`: more fields of the choice."""
+        body = self._open + to_json(text) + self._close
+        return self._whole(processor, body, processor.finish_reason, logprobs, extra, usage)
+
+    def delta(
+        self,
+        processor: OutputProcessor,
+        delta: AnswerDelta,
+        finish_reason: str | None,
+        logprobs: Any,
+        extra: dict[str, Any],
+        usage: Usage | None,
+    ) -> bytes:
+        """Chat's chunk of an answer that is more than text."""
+        return self._whole(processor, b',"delta":' + to_json(delta), finish_reason, logprobs, extra, usage)
+
+    def _whole(
+        self,
+        processor: OutputProcessor,
+        body: bytes,
+        finish_reason: str | None,
+        logprobs: Any,
+        extra: dict[str, Any],
+        usage: Usage | None,
+    ) -> bytes:
         return b"".join([
-            self._head, b"%d" % processor.index, self._open, to_json(text), self._close,
+            self._head, b"%d" % processor.index, body,
             b',"logprobs":', to_json(logprobs),
-            b',"finish_reason":', to_json(processor.finish_reason),
-            b',"stop_reason":', to_json(processor.stop_reason),
+            b',"finish_reason":', to_json(finish_reason),
+            b',"stop_reason":', to_json(None if finish_reason is None else processor.stop_reason),
             _fields(extra), b"}]", b"" if usage is None else _fields({"usage": usage}), b"}\n\n",
         ])  # fmt: skip
 

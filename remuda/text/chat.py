@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import Extension
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
@@ -24,14 +25,17 @@ class ChatTemplate:
     """Renders conversations. The template writes BOS itself: encode the text without adding special tokens.
 
     `takes_parts` says whether it understands content that is a list of parts; where it does not, text parts are joined
-    before it sees them.
+    before it sees them. `variables` are the names that it reads.
     """
 
     def __init__(self, source: str, roles: dict[str, str], *, origin: str) -> None:
         self.origin = origin
+        self.source = source
         self._roles = roles  # bos_token and its like, which templates refer to by name
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(source)
+            self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
         except jinja2.TemplateError as error:
             raise ConfigError(f"chat template {origin} is not valid Jinja: {error}") from error
         self.takes_parts = self._probe_parts()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from remuda.protocol.errors import InvalidRequest
 
 _ROLES_WITHOUT_IMAGES = ("system", "developer", "assistant", "tool")
+_ROLES = ("user", *_ROLES_WITHOUT_IMAGES)
 
 
 class Conversation(NamedTuple):
@@ -30,6 +31,14 @@ def normalise(messages: Sequence[Mapping[str, Any]], *, keep_text_parts: bool) -
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise InvalidRequest(f"messages[{i}] has no role", param="messages")
+        if role not in _ROLES:
+            raise InvalidRequest(
+                f"messages[{i}] has the unknown role {role!r}: use {', '.join(_ROLES)}", param="messages"
+            )
+        if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+            raise InvalidRequest(
+                f"messages[{i}] needs tool_call_id, a string: the id of the call that it answers", param="messages"
+            )
         fields = {key: value for key, value in message.items() if value is not None}
         before = len(image_urls)
         fields["content"] = _content(message.get("content"), f"messages[{i}].content", image_urls, keep_text_parts)
@@ -80,7 +89,7 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     normal = []
     for i, call in enumerate(calls):
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise InvalidRequest(f"{where}[{i}].function.name is missing", param="messages")
         arguments = function.get("arguments")
         if isinstance(arguments, str):
@@ -90,5 +99,7 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
                 raise InvalidRequest(
                     f"{where}[{i}].function.arguments is not valid JSON: {error}", param="messages"
                 ) from error
+        if not isinstance(arguments, dict | None):
+            raise InvalidRequest(f"{where}[{i}].function.arguments must hold a JSON object", param="messages")
         normal.append(call | {"function": function | {"arguments": arguments or {}}})
     return normal

@@ -44,6 +44,11 @@ class Prompter:
             )
         return self._template
 
+    @property
+    def template_source(self) -> str:
+        """The chat template itself; "" if there is none."""
+        return self._template.source if self._template else ""
+
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = {
     "Sort these words": "apple, cherry, pear",
     "What is where in the image?": "blue star top left, red circle center, green triangle bottom right",
-    "Set a timer": '{"name": "set_timer", "parameters": {"minutes": 25}}',
+    "Set a timer": 'a call of `set_timer` with `{"minutes": 25}`',
     "What is 12 + 30?": "12 + 30 = 42",
 }
 
@@ -40,7 +40,11 @@ def answer(language: str, code: str, port: int) -> str:
     if printed.startswith("data: "):
         events = [json.loads(line[6:]) for line in printed.splitlines() if line.startswith("data: {")]
         return "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
-    return str(json.loads(printed)["choices"][0]["message"]["content"])
+    message = json.loads(printed)["choices"][0]["message"]
+    if calls := message.get("tool_calls"):
+        (function,) = [call["function"] for call in calls]
+        return f"a call of `{function['name']}` with `{function['arguments']}`"
+    return str(message["content"])
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 2)])

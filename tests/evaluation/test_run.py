@@ -72,6 +72,7 @@ def test_tools_are_offered_and_parsed_calls_come_back_as_text() -> None:
     call = {"function": {"name": "f", "arguments": '{"a": 1}'}}
     reply = answering(completion({"content": None, "tool_calls": [call]}), seen)(asked)
     assert json.loads(reply) == {"name": "f", "parameters": {"a": 1}}
+    assert answering(completion({"tool_calls": [call, call]}), [])(asked).splitlines() == [reply, reply]
     assert seen[0]["tools"] == asked.tools
 
 
