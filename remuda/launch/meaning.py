@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from remuda.config.engine import CacheConfig
 from remuda.config.model import ModelConfig
 from remuda.config.quant import FP8_ONLINE
 from remuda.kernels.table import TILED_HEAD_DIMS
@@ -162,12 +163,18 @@ def trace_dir(told: str | None, device: str) -> str:
     return os.path.abspath(told)
 
 
-def free_bytes(device: str, ranks_here: int, step_bytes: int) -> int:
-    """What is free for all ranks of this machine together: of its memory, or of the fullest of its GPUs for each, less
-    what a GPU needs for the largest step and for itself."""
+def free_bytes(device: str, ranks_here: int, cache: CacheConfig, step_bytes: int) -> int:
+    """What is free for weights and caches of all ranks of this machine together: of its memory, or, of the fullest of
+    its GPUs, for each.
+
+    A GPU keeps what it needs for the largest step and for itself and, where nobody has said how large the cache is to
+    be, what --gpu-memory-utilization leaves to others.
+    """
     if device == "cpu":
         return free_host_bytes()
-    free = min(gpu.free_bytes for gpu in visible_gpus()[:ranks_here])
+    told = cache.kv_cache_memory_bytes is not None or cache.num_pages_override is not None
+    share_of_others = 0.0 if told else 1.0 - cache.memory_utilization
+    free = min(gpu.free_bytes - int(gpu.total_bytes * share_of_others) for gpu in visible_gpus()[:ranks_here])
     return ranks_here * max(0, free - step_bytes - RESERVE_BYTES)
 
 

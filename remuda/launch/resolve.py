@@ -54,7 +54,8 @@ def resolve(options: Mapping[str, Any], model: ModelConfig) -> EngineConfig:
     model = meaning.with_kv_dtype(options["kv_cache_dtype"], model, device)
     seqs = options["max_num_seqs"]
     tokens = meaning.step_tokens(options["max_num_batched_tokens"], seqs, device)
-    free = meaning.free_bytes(device, ranks_here, step_bytes(model, parallel.tensor_parallel_size, tokens, seqs))
+    step = step_bytes(model, parallel.tensor_parallel_size, tokens, seqs)
+    free = meaning.free_bytes(device, ranks_here, cache, step)
     memory = NodeMemory(model, parallel, cache, free, shared=device == "cpu")
     memory.check_weights()
     meaning.check_scheduling(options)

@@ -13,7 +13,8 @@ _CERTAINTY = 0.9  # free memory moves while we start
 
 
 class NodeMemory:
-    """`free_bytes` are free now, for all its ranks: `shared` by them, or in equal parts on devices of their own."""
+    """`free_bytes` are free now, for all its ranks: `shared` by them, or in equal parts on devices of their own, of
+    which they may use all."""
 
     def __init__(
         self, model: ModelConfig, parallel: ParallelConfig, cache: CacheConfig, free_bytes: int, shared: bool = True
@@ -44,7 +45,8 @@ class NodeMemory:
         if cache.kv_cache_memory_bytes is not None:
             return cache.kv_cache_memory_bytes // self._largest_page
         left = (self._free_bytes - self._weight_bytes) * _CERTAINTY
-        return kv_bytes_of_rank(left, cache.memory_utilization, self._ranks) // self._largest_page
+        utilization = cache.memory_utilization if self._shared else 1.0  # of devices it is taken into account already
+        return kv_bytes_of_rank(left, utilization, self._ranks) // self._largest_page
 
     def longest_sequence(self, step_tokens: int) -> int:
         """Tokens, up to the model's length, of the longest sequence that the KV cache will hold; whole pages.

@@ -10,13 +10,14 @@ import msgspec
 import pytest
 
 from remuda.config.arguments import ENGINE_FLAGS
-from remuda.config.engine import EngineConfig, ParallelConfig
+from remuda.config.engine import CacheConfig, EngineConfig, ParallelConfig
 from remuda.config.parser import options_from_keywords
 from remuda.kv.groups import SequencePages
 from remuda.launch import meaning
 from remuda.launch.resolve import engine_config
 from remuda.models.llama.tiny import llama3_config
 from remuda.models.llama4.tiny import maverick_config
+from remuda.planner.gpus import GpuMemory
 from remuda.planner.memory import plan_memory
 from remuda.planner.share import Share
 from remuda.protocol.errors import ConfigError
@@ -75,6 +76,15 @@ def test_the_automatic_length_is_the_longest_that_the_cache_holds(model: Path, p
     assert length % 16 == 0
     needed = SequencePages(config.model.kv_groups, 16, step)
     assert needed.of(length) < pages <= needed.of(length + 16)
+
+
+def test_of_a_gpu_the_fullest_decides_less_the_step_and_what_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 1 << 30
+    gpus = [GpuMemory("H100", 80 * gib, free * gib) for free in (79, 70, 10)]
+    monkeypatch.setattr(meaning, "visible_gpus", lambda: gpus)
+    assert meaning.free_bytes("cuda", 2, CacheConfig(memory_utilization=0.75), 3 * gib) == 2 * (70 - 20 - 3 - 2) * gib
+    assert meaning.free_bytes("cuda", 2, CacheConfig(kv_cache_memory_bytes=gib), 3 * gib) == 2 * (70 - 3 - 2) * gib
+    assert meaning.free_bytes("cuda", 3, CacheConfig(), 3 * gib) == 0
 
 
 def test_a_float8_cache_holds_twice_the_tokens_and_is_for_gpus(model: Path) -> None:
