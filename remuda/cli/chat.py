@@ -33,6 +33,8 @@ CHAT = FlagGroup(
         Flag("system", "system message", default="", metavar="TEXT"),
         Flag("max-tokens", "most tokens of an answer", count, 1024, metavar="TOKENS"),
         Flag("temperature", "0: greedy; default: the model's", float),
+        Flag("tools", "functions that the model may call, a JSON list in OpenAI's form; you type what they return",
+             metavar="FILE"),
         Flag("image", "images attached to the first message", plural=True, metavar="FILE"),
         Flag("config", "YAML file of these flags", metavar="FILE"),
     ),
@@ -85,6 +87,7 @@ class Conversation:
         self.model = options["served_model"] or first_model(client)
         self.system = options["system"]
         self.images: list[str] = [data_url(Path(path)) for path in options["image"] or ()]
+        self.tools = read_tools(Path(options["tools"])) if options["tools"] else []
         self.messages: list[dict[str, Any]] = []
         self.reset()
 
@@ -129,30 +132,44 @@ class Conversation:
         """Send a user message and print the answer as it comes."""
         parts = [{"type": "image_url", "image_url": {"url": url}} for url in self.images]
         content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+        begun = len(self.messages)
         self.messages.append({"role": "user", "content": content})
-        answer: list[str] = []
         try:
-            for piece in self.stream():
-                answer.append(piece)
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            print(" [stopped]", end="")
+            while self.answer():
+                pass
         except (httpx.HTTPError, RemudaError) as error:
             print(f"remuda: {error}", file=sys.stderr)
-            self.messages.pop()
-            return
-        self.images.clear()
-        self.messages.append({"role": "assistant", "content": "".join(answer)})
-        print()
+            del self.messages[begun:]
 
-    def stream(self) -> Iterator[str]:
-        """Pieces of the answer to the conversation so far."""
+    def answer(self) -> bool:
+        """Print the next answer as it comes. True if it called functions, whose results have then been read."""
+        answer = Answer()
+        try:
+            for delta in self.stream():
+                print(answer.add(delta), end="", flush=True)
+        except KeyboardInterrupt:
+            print(" [stopped]", end="")
+            answer.calls.clear()  # perhaps half of one
+        self.images.clear()
+        self.messages.append(answer.message())
+        print()
+        for call in answer.calls:
+            result = self._read(sys.stdin.isatty(), f"{call['function']['name']} returns: ")
+            self.messages.append({"role": "tool", "tool_call_id": call["id"], "content": result or ""})
+            if result is None:  # the end of the input
+                return False
+        return bool(answer.calls)
+
+    def stream(self) -> Iterator[dict[str, Any]]:
+        """What each chunk adds to the answer to the conversation so far."""
         body: dict[str, Any] = {
             "model": self.model,
             "messages": self.messages,
             "stream": True,
             "max_completion_tokens": self.options["max_tokens"],
         }
+        if self.tools:
+            body["tools"] = self.tools
         if self.options["temperature"] is not None:
             body["temperature"] = self.options["temperature"]
         with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -165,13 +182,39 @@ class Conversation:
                 if "error" in event:
                     raise RemudaError(error_text(line[6:].encode()))
                 for choice in event.get("choices", ()):
-                    yield choice["delta"].get("content") or ""
+                    yield choice["delta"]
 
-    def _read(self, interactive: bool) -> str | None:
+    def _read(self, interactive: bool, prompt: str = "> ") -> str | None:
         try:
-            return input("> " if interactive else "")
+            return input(prompt if interactive else "")
         except EOFError:
             return None
+
+
+class Answer:
+    """A message put together from a stream's deltas, and what of it is printed."""
+
+    def __init__(self) -> None:
+        self._content = ""
+        self.calls: list[dict[str, Any]] = []
+
+    def add(self, delta: dict[str, Any]) -> str:
+        """What to print for it. Reasoning is shown and not kept, as templates leave it out of later turns."""
+        content = delta.get("content") or ""
+        self._content += content
+        shown = (delta.get("reasoning_content") or "") + content
+        for part in delta.get("tool_calls") or ():
+            function = part["function"]
+            if part["index"] == len(self.calls):
+                self.calls.append(part | {"function": {"name": function["name"], "arguments": ""}})
+                shown += f"{function['name']} "
+            self.calls[part["index"]]["function"]["arguments"] += function["arguments"]
+            shown += function["arguments"]
+        return shown
+
+    def message(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": self._content}
+        return message | {"tool_calls": self.calls} if self.calls else message
 
 
 def first_model(client: httpx.Client) -> str:
@@ -180,6 +223,17 @@ def first_model(client: httpx.Client) -> str:
         return str(client.get("/v1/models").raise_for_status().json()["data"][0]["id"])
     except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
         raise ConfigError(f"no server answers at {client.base_url}: {error}") from error
+
+
+def read_tools(path: Path) -> list[dict[str, Any]]:
+    """The functions in a file. The server checks what is in the list."""
+    try:
+        tools = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--tools {path} cannot be read: {error}") from error
+    if not isinstance(tools, list):
+        raise ConfigError(f"--tools {path} must hold a JSON list of functions, as a chat request's `tools`")
+    return tools
 
 
 def data_url(path: Path) -> str:
