@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from remuda.kernels.table import AttentionKernels, HeadLayout, KernelTable
+from remuda.kernels.table import AttentionKernels, HeadLayout, KernelTable, PagedAttention
 from remuda.protocol.errors import ConfigError
 
 
@@ -107,6 +107,7 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
     ``pdl``: kernels start while those before them end (`device.early`); None: where the card can.
     """
     from remuda.kernels.activation.triton import silu_mul
+    from remuda.kernels.attention import flash3
     from remuda.kernels.attention.triton import paged_attention, serves
     from remuda.kernels.device import starts_early
     from remuda.kernels.head.triton import argmax_keys, head_keys, keep_tokens
@@ -122,7 +123,8 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
 
     torch = torch_table()
     pdl = starts_early() if pdl is None else pdl
-    attention = AttentionKernels(partial(rope_kv, pdl=pdl), partial(paged_attention, pdl=pdl))
+    attend: PagedAttention = flash3.FlashAttention(pdl) if flash3.available() else partial(paged_attention, pdl=pdl)
+    attention = AttentionKernels(partial(rope_kv, pdl=pdl), attend)
 
     def attention_for(layout: HeadLayout, window: int | None = None) -> AttentionKernels:
         return attention if serves(layout.head_dim) else torch.attention(layout, window)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from remuda.kernels.select import cuda_table
+from remuda.kernels.table import HeadLayout
 from tests.kernels.triton_checks import (
     FP8,
     Rows,
@@ -47,6 +49,18 @@ def test_decode(page: int, rows: int) -> None:
 @pytest.mark.parametrize("context", [1, 8191, 8192, 8193, 9000, 16384, 16385, 24577])
 def test_decode_at_the_border_of_a_chunk(context: int) -> None:
     check_attention("cuda", torch.bfloat16, (10, 2, 128), 16, Rows((context,)), 8192)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(("chunk", "window"), [(None, None), (8192, None), (256, None), (None, 1000)])
+def test_attention_of_the_table(
+    dtype: torch.dtype, heads: tuple[int, int, int], chunk: int | None, window: int | None
+) -> None:
+    """By FlashAttention 3 where its wheel is installed."""
+    attend = cuda_table().attention(HeadLayout(*heads, interleaved=False)).paged_attention
+    check_attention("cuda", dtype, heads, 16, Rows((1, 8191, 500), MIXED.prompts), chunk, window, kernel=attend)
+    check_attention("cuda", dtype, heads, 16, Rows((), MIXED.prompts), chunk, window, kernel=attend)
 
 
 @pytest.mark.parametrize("heads", HEADS)

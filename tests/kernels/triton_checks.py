@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from remuda.kernels.table import HeadLayout, HeadNorm
+from remuda.kernels.table import HeadLayout, HeadNorm, PagedAttention
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 1e-2}
 FP8 = torch.float8_e4m3fn
@@ -130,8 +130,9 @@ def attend(
 def check_attention(
     device: str, dtype: torch.dtype, heads: tuple[int, int, int], page: int, rows: Rows,
     chunk: int | None = None, window: int | None = None, kv_dtype: torch.dtype | None = None, pdl: bool = False,
+    kernel: PagedAttention | None = None,
 ) -> float:  # fmt: skip
-    """`heads`: query heads, key heads, head_dim."""
+    """`heads`: query heads, key heads, head_dim. `kernel`: Triton's, if no other is named."""
     from remuda.kernels.attention.triton import paged_attention
 
     Q, K, D = heads
@@ -141,7 +142,10 @@ def check_attention(
     q_TQD = fused[:, :Q]
     k_scale, v_scale = (0.5, 2.0) if kv_dtype == FP8 else (1.0, 1.0)
     with poisoned():
-        out = paged_attention(q_TQD, k, v, batch, 1, chunk, D**-0.5, window, k_scale, v_scale, pdl)
+        if kernel is None:
+            out = paged_attention(q_TQD, k, v, batch, 1, chunk, D**-0.5, window, k_scale, v_scale, pdl)
+        else:
+            out = kernel(q_TQD, k, v, batch, 1, chunk, D**-0.5, window)
     expected = attend(q_TQD, k.float() * k_scale, v.float() * v_scale, batch, 1, chunk, window, D**-0.5)
     padding = [row for row, context in enumerate(rows.decodes) if context == 0]
     assert not out[padding].any()
