@@ -34,6 +34,11 @@ def test_attention_over_float8_pages() -> None:
     check_attention("cpu", torch.bfloat16, (4, 2, 64), 16, Rows((70, 3), ((0, 5),)), kv_dtype=FP8)
 
 
+@pytest.mark.parametrize(("head_dim", "window"), [(64, None), (128, None), (256, 600)])
+def test_parts_of_long_rows_are_added_up(head_dim: int, window: int | None) -> None:
+    check_attention("cpu", torch.bfloat16, (3, 1, head_dim), 64, Rows((512, 513, 0, 1300)), None, window)
+
+
 @pytest.mark.parametrize("context", [127, 128, 129, 256, 257])
 def test_attention_at_the_border_of_a_chunk(context: int) -> None:
     check_attention("cpu", torch.float32, (2, 1, 64), 16, Rows((context,), ((context - 2, 2),)), chunk=128)

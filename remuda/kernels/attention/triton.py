@@ -20,7 +20,8 @@ from remuda.kernels.device import counters, early, has_large_blocks, multiproces
 from remuda.kernels.table import TILED_HEAD_DIMS
 
 _UNLIMITED = 1 << 30  # of chunk and window: past any position
-_MOST_SUMS = 4096  # of the parts of one query that a block adds up in registers
+_MOST_SPLITS = 32
+_LEAST_KEYS = 256  # of a part, and the double of it is not split
 _MAX_COUNTERS = 1 << 16
 
 
@@ -68,7 +69,7 @@ def _decode(
     q, k, v, out, tables, context, partial, peaks, sums, counter, scale, v_scale, chunk, window,
     stride_q, stride_out, stride_table, stride_page,
     G: tl.constexpr, M: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr,
-    MOST_SPLITS: tl.constexpr, PDL: tl.constexpr,
+    SPLIT: tl.constexpr, LEAST: tl.constexpr, ROUND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One part of a row's keys for one key head; the last part to arrive adds the parts up."""
     row, head, split, splits = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
@@ -79,7 +80,9 @@ def _decode(
     first = _visible_from(tl.maximum(length - 1, 0), chunk, window)
     first_tile = first // N
     tiles = tl.cdiv(length, N) - first_tile
-    share = tl.maximum(tl.cdiv(tiles, splits), 1)
+    share = tl.maximum(tl.cdiv(tiles, splits), LEAST)
+    if tiles <= 2 * LEAST:  # to add up parts would take longer
+        share = 2 * LEAST
     active = tl.maximum(tl.cdiv(tiles, share), 1)
     if split >= active:
         return
@@ -102,7 +105,7 @@ def _decode(
     if active == 1:
         out_MD = acc_MD * (v_scale / tl.where(sum_M > 0.0, sum_M, 1.0))[:, None]
         tl.store(out_row + place_MD, out_MD.to(out.dtype.element_ty), mask=inside_M1)
-    elif MOST_SPLITS > 1:
+    elif SPLIT:
         pair = row * tl.num_programs(1) + head
         part_M = (pair * splits + split) * G + m
         tl.store(partial + part_M.to(tl.int64)[:, None] * D + d[None, :], acc_MD, mask=inside_M1)
@@ -110,27 +113,38 @@ def _decode(
         tl.store(sums + part_M, sum_M, mask=m < G)
         tl.debug_barrier()  # all threads' parts are written before one thread says so
         if tl.atomic_add(counter + pair, 1, sem="acq_rel") == active - 1:
-            _combine(partial, peaks, sums, out_row, pair * splits, head, active, v_scale, G, D, MOST_SPLITS)
+            _combine(partial, peaks, sums, out_row, pair * splits, head, active, v_scale, G, M, D, ROUND)
             tl.store(counter + pair, 0)
 
 
 @triton.jit
 def _combine(
     partial, peaks, sums, out_row, first_part, head, active, v_scale,
-    G: tl.constexpr, D: tl.constexpr, MOST_SPLITS: tl.constexpr,
+    G: tl.constexpr, M: tl.constexpr, D: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
-    """Past the first-level cache, which does not see what other multiprocessors wrote."""
-    n, d = tl.arange(0, MOST_SPLITS), tl.arange(0, D)
-    live_N = n < active
-    for g in tl.static_range(G):
-        part_N = (first_part + n) * G + g
-        peak_N = tl.load(peaks + part_N, mask=live_N, other=float("-inf"), cache_modifier=".cg")
-        sum_N = tl.load(sums + part_N, mask=live_N, other=0.0, cache_modifier=".cg")
-        place_ND = part_N.to(tl.int64)[:, None] * D + d[None, :]
-        acc_ND = tl.load(partial + place_ND, mask=live_N[:, None], other=0.0, cache_modifier=".cg")
-        weight_N = tl.exp2(peak_N - tl.max(peak_N, 0))
-        out_D = tl.sum(acc_ND * weight_N[:, None], 0) * (v_scale / tl.sum(sum_N * weight_N, 0))
-        tl.store(out_row + (head * G + g) * D + d, out_D.to(out_row.dtype.element_ty))
+    """A few parts at a time, past the first-level cache, which does not see what other multiprocessors wrote."""
+    r, m, d = tl.arange(0, ROUND), tl.arange(0, M), tl.arange(0, D)
+    acc_MD, peak_M, sum_M = (
+        tl.zeros([M, D], tl.float32),
+        tl.full([M], float("-inf"), tl.float32),
+        tl.zeros([M], tl.float32),
+    )
+    for start in tl.range(0, active, ROUND):
+        part_RM = (first_part + start + r)[:, None] * G + m[None, :]
+        live_RM = (start + r < active)[:, None] & (m < G)[None, :]
+        peak_RM = tl.load(peaks + part_RM, mask=live_RM, other=float("-inf"), cache_modifier=".cg")
+        sum_RM = tl.load(sums + part_RM, mask=live_RM, other=0.0, cache_modifier=".cg")
+        place_RMD = part_RM.to(tl.int64)[:, :, None] * D + d[None, None, :]
+        acc_RMD = tl.load(partial + place_RMD, mask=live_RM[:, :, None], other=0.0, cache_modifier=".cg")
+        new_peak_M = tl.maximum(peak_M, tl.max(peak_RM, 0))
+        base_M = tl.where(new_peak_M == float("-inf"), 0.0, new_peak_M)
+        decay_M, weight_RM = tl.exp2(peak_M - base_M), tl.exp2(peak_RM - base_M[None, :])
+        sum_M = sum_M * decay_M + tl.sum(sum_RM * weight_RM, 0)
+        acc_MD = acc_MD * decay_M[:, None] + tl.sum(acc_RMD * weight_RM[:, :, None], 0)
+        peak_M = new_peak_M
+    out_MD = acc_MD * (v_scale / tl.where(sum_M > 0.0, sum_M, 1.0))[:, None]
+    place_MD = (head * G + m)[:, None] * D + d[None, :]
+    tl.store(out_row + place_MD, out_MD.to(out_row.dtype.element_ty), mask=(m < G)[:, None])
 
 
 @triton.jit(do_not_specialize=["first_row", "stride_table"], do_not_specialize_on_alignment=["tables"])
@@ -226,8 +240,7 @@ def _run_decode(
     rows, heads, table_SB = batch.num_decodes, Q // K, batch.tables_GSB[group]
     tile = decode_tile(D, q_TQD.dtype, rows * K, has_large_blocks(q_TQD.device))
     longest = min(table_SB.shape[1] * page, *limits)
-    most = _MOST_SUMS // D
-    splits = min(decode_splits(rows * K, longest, tile.keys, multiprocessors(q_TQD.device)), most)
+    splits = min(decode_splits(rows * K, longest, tile.keys, multiprocessors(q_TQD.device)), _MOST_SPLITS)
     parts = rows * K * splits * heads if splits > 1 else 0
     partial = torch.empty(parts, D + 2, dtype=torch.float32, device=q_TQD.device).view(-1)
     assert rows * K <= _MAX_COUNTERS
@@ -236,7 +249,7 @@ def _run_decode(
         counters("attention", q_TQD.device, _MAX_COUNTERS), *scales, *limits,
         q_TQD.stride(0), out_TQD.stride(0), table_SB.stride(0), k.stride(0),
         G=heads, M=max(16, power_of_two(heads)), D=D, PAGE=page, N=tile.keys,
-        MOST_SPLITS=most if splits > 1 else 1, PDL=pdl,
+        SPLIT=splits > 1, LEAST=max(1, _LEAST_KEYS // tile.keys), ROUND=max(1, 512 // D), PDL=pdl,
         num_warps=tile.warps, num_stages=tile.stages, **early(pdl),
     )  # fmt: skip
 
