@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -38,12 +39,17 @@ class Address:
         return host, int(port)
 
     def connect(self, timeout_s: float) -> socket.socket:
-        """A blocking socket; retried until the engine listens. Raises RemudaError after `timeout_s`."""
+        """A blocking socket; retried until the engine listens. Raises RemudaError after `timeout_s`.
+
+        On its own host the engine listens before it starts anybody: who is refused there has outlived it.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             try:
                 return self._connect_once(max(0.1, deadline - time.monotonic()))
             except OSError as error:
+                if self.is_unix:
+                    raise RemudaError(f"the engine that listened at {self.path} is gone ({error})") from error
                 if time.monotonic() + _RETRY_S > deadline:
                     raise RemudaError(
                         f"could not reach the engine at {self.text.split(':', 1)[1]} within {timeout_s:.0f} s "
@@ -83,7 +89,7 @@ class Listener:
     def __init__(self, master: tuple[str, int] | None) -> None:
         self._directory: str | None = None
         if master is None:
-            self._directory = tempfile.mkdtemp(prefix="remuda-")
+            self._directory = tempfile.mkdtemp(prefix=f"remuda-{os.getpid()}-")
             self.address = Address(f"unix:{Path(self._directory) / 'engine.sock'}")
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.bind(self.address.path)
@@ -98,6 +104,12 @@ class Listener:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+
+
+def remove_left_by(pid: int) -> None:
+    """Remove what a process that was killed while it listened could not remove itself."""
+    for directory in Path(tempfile.gettempdir()).glob(f"remuda-{pid}-*"):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:

@@ -176,7 +176,11 @@ def main() -> None:
     setproctitle(f"remuda: launcher {node}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     launcher = Launcher(address, node, store_fd)
-    launcher.run(launcher.join(timeout_s=60.0))
+    try:
+        config = launcher.join(timeout_s=60.0)
+    except RemudaError:  # it is gone before we got to know it
+        sys.exit(3)
+    launcher.run(config)
 
 
 if __name__ == "__main__":

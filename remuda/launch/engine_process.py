@@ -12,6 +12,7 @@ import sys
 import msgspec
 
 from remuda.config.engine import EngineConfig
+from remuda.executor.address import remove_left_by
 from remuda.executor.supervision import signal_name
 
 
@@ -50,3 +51,4 @@ class EngineProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        remove_left_by(self._process.pid)
