@@ -86,7 +86,7 @@ class VisionTower(Layer):
         mine = tiles_N3SS[self.comm.rank * share : (self.comm.rank + 1) * share]
         rows = self.class_D.new_zeros((share, self.config.tokens_per_tile, self.project.outputs))
         for first in range(0, len(mine), _TILES_AT_ONCE):
-            some = mine[first : first + _TILES_AT_ONCE].to(self.class_D.device)
+            some = mine[first : first + _TILES_AT_ONCE]
             rows[first : first + len(some)] = self._encode(some)
         return self.comm.all_gather(rows).flatten(0, 1)[:count].flatten(0, 1)
 
