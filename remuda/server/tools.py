@@ -15,7 +15,7 @@ def check_tools(tools: Sequence[dict[str, Any]] | None) -> None:
     """Raises InvalidRequest naming the tool that is no function with a name and, at most, an object of parameters."""
     for i, tool in enumerate(tools or ()):
         where = f"tools[{i}]"
-        if tool.get("type") != "function":
+        if tool.get("type", "function") != "function":
             raise _refusal(f"{where}.type must be 'function', not {tool.get('type')!r}")
         function = tool.get("function")
         if not isinstance(function, dict):

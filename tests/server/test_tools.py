@@ -149,7 +149,7 @@ def test_a_conversation_with_tools_in_its_history(server: RunningServer) -> None
         {}, {"type": "function"}, {"type": "function", "function": {}},
         {"type": "retrieval", "function": {"name": "f"}},
         {"type": "function", "function": {"name": 5}}, {"type": "function", "function": {"name": ""}},
-        {"type": "function", "function": {"name": "f", "parameters": []}}, {"function": {"name": "f"}},
+        {"type": "function", "function": {"name": "f", "parameters": []}}, {"type": None, "function": {"name": "f"}},
         {"type": "function", "function": {"name": "f", "description": 1}},
         {"type": "function", "function": {"name": "f", "strict": "yes"}},
     ],

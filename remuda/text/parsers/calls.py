@@ -276,6 +276,7 @@ class ToolCallParser(ABC):
             self._pending.clear()
             self._pieces.append(CallDelta(self._begun, self._name, ""))
             self._begun += 1
-        self._pieces.append(CallDelta(self._begun - 1, None, "".join(self._unsent)))
+        if grown := "".join(self._unsent):
+            self._pieces.append(CallDelta(self._begun - 1, None, grown))
         self._unsent.clear()
         self._source.mark()
