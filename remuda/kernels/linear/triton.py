@@ -34,9 +34,10 @@ class GemvTile:
 
 
 def row_tile(inputs: int, weight: torch.dtype) -> GemvTile:
-    """For one row: 16 bytes per lane and output at a time, and no more lanes than a row of the weight fills twice."""
+    """For one row: 16 bytes per lane and output at a time, and no more lanes than a row of the weight fills four times:
+    small programs are all on the device at once."""
     lanes = 16 // weight.itemsize
-    warps = max(1, min(4, power_of_two(inputs // (2 * 32 * lanes) + 1) // 2))
+    warps = max(1, min(4, power_of_two(inputs // (4 * 32 * lanes) + 1) // 2))
     return GemvTile(4, warps * 32 * lanes, warps, stages=3)
 
 

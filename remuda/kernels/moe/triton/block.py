@@ -1,5 +1,5 @@
-"""Llama 4's whole expert block. A few tokens take three kernels: router beside the shared expert's first half, the
-routed experts' first half, both second halves. More take as few as the library's products leave.
+"""Llama 4's whole expert block. A few tokens take the router, then a kernel for the first halves of the shared
+and the routed experts and one for both second halves. More take as few as the library's products leave.
 
 Nobody tells a few tokens' programs which expert they take: each finds out from the logits, which costs less than a
 kernel that says so. T tokens, H hidden, E experts (of all ranks), I and S intermediate sizes of a routed and of the
@@ -14,7 +14,7 @@ import triton.language as tl
 
 from remuda.kernels.device import early
 from remuda.kernels.linear.cuda import Float8Linear, Linear
-from remuda.kernels.linear.triton import dot_row, prefetch_tile, prefetched_lines, row_tile
+from remuda.kernels.linear.triton import dot_row, prefetch_tile, prefetched_lines
 from remuda.kernels.moe.triton.experts import Experts
 from remuda.kernels.moe.triton.route import best_expert, route_and_quantize
 from remuda.kernels.moe.triton.small import Stream, dot_rows, prefetch_rows
@@ -22,6 +22,7 @@ from remuda.kernels.moe.triton.tuning import SMALL_ROWS, small_streams
 from remuda.kernels.table import SigmoidMoEParts
 
 AnyLinear = Linear | Float8Linear
+_SHARED_OUTPUTS = 4  # of the shared expert, that a program makes
 
 
 def fuse_sigmoid_moe(parts: SigmoidMoEParts, pdl: bool = False) -> FusedBlock | None:
@@ -52,51 +53,44 @@ class FusedBlock:
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
         if not len(x_TH):
             return torch.empty_like(x_TH)
-        if len(x_TH) == 1:
-            logits_TE, shared_TS = self._first_halves(x_TH)
-        else:
-            logits_TE, shared_TS = self._router(x_TH), self._gate_up(x_TH)
+        logits_TE = self._router(x_TH)
         if len(x_TH) > SMALL_ROWS:
-            return self._many(x_TH, logits_TE, shared_TS)
-        routed_TI = self._routed(x_TH, logits_TE, self._streams[0])
+            return self._many(x_TH, logits_TE)
+        # One token's shared expert is read by the programs that need not know the logits; several rows are a product.
+        shared_TS = self._gate_up(x_TH) if len(x_TH) > 1 else None
+        routed_TI, shared_TS = self._first_halves(x_TH, logits_TE, shared_TS, self._streams[0])
         return self._second_halves(x_TH, logits_TE, routed_TI, shared_TS, self._streams[1])
 
-    def _many(self, x_TH: torch.Tensor, logits_TE: torch.Tensor, shared_TS: torch.Tensor) -> torch.Tensor:
+    def _many(self, x_TH: torch.Tensor, logits_TE: torch.Tensor) -> torch.Tensor:
         experts = self._experts
         expert_T1, weight_T1, quantized = route_and_quantize(logits_TE, x_TH, self._owned, experts.quantizes, self._pdl)
         y_TH = experts(x_TH, expert_T1, weight_T1, quantized)
+        shared_TS = self._gate_up(x_TH)
         if isinstance(self._down, Linear):
             return y_TH.addmm_(shared_TS, self._down.weight_NK.t())
         return y_TH.add_(self._down(shared_TS))
 
-    def _first_halves(self, x_1H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits_1E, the shared expert's silu(gate) * up), of one token."""
-        router_EH, weight, hidden = self._router.weight_NK, self._gate_up.weight_NK, x_1H.shape[1]
-        experts, width = len(router_EH), len(weight) // 2
-        logits_1E, shared_1S = (torch.empty(1, size, dtype=x_1H.dtype, device=x_1H.device) for size in (experts, width))
-        tile = row_tile(hidden, weight.dtype)
-        grid = (triton.cdiv(experts, tile.outputs) + triton.cdiv(width, tile.outputs),)
-        _router_and_gate_up[grid](
-            x_1H, router_EH, weight, _scale(self._gate_up), logits_1E, shared_1S, hidden, experts, width,
-            N=tile.outputs, K=tile.inputs, STAGES=tile.stages, PDL=self._pdl,
-            ROUTER_LINES=prefetched_lines(router_EH), LINES=prefetched_lines(weight),
-            ROUTER_BYTES=router_EH.element_size(), BYTES=weight.element_size(),
-            num_warps=tile.warps, **early(self._pdl),
-        )  # fmt: skip
-        return logits_1E, shared_1S
-
-    def _routed(self, x_TH: torch.Tensor, logits_TE: torch.Tensor, stream: Stream) -> torch.Tensor:
-        """silu(gate) * up of each token's expert [T, I]; rows whose expert is another rank's are not written."""
+    def _first_halves(
+        self, x_TH: torch.Tensor, logits_TE: torch.Tensor, shared_TS: torch.Tensor | None, stream: Stream
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """silu(gate) * up of each token's expert [T, I], whose rows of other ranks' experts are not written, and of the
+        shared one, if that is not there yet."""
         weights, (tokens, hidden), experts = self._weights, x_TH.shape, logits_TE.shape[1]
-        width = weights.down_EHI.shape[2]
+        width, shared_weight = weights.down_EHI.shape[2], self._gate_up.weight_NK
+        shared_width, shared_tiles = len(shared_weight) // 2, 0
         routed_TI = torch.empty((tokens, width), dtype=x_TH.dtype, device=x_TH.device)
-        _routed_gate_up[(triton.cdiv(2 * width, stream.block_n), tokens)](
+        if shared_TS is None:
+            shared_TS = torch.empty((1, shared_width), dtype=x_TH.dtype, device=x_TH.device)
+            shared_tiles = triton.cdiv(shared_width, _SHARED_OUTPUTS)
+        _gate_ups[(shared_tiles + triton.cdiv(2 * width, stream.block_n), tokens)](
             x_TH, x_TH.stride(0), weights.gate_up_EJH, weights.gate_up_scale_EJ, logits_TE, routed_TI, hidden, width,
-            experts, self._owned.start, self._owned.stop, E=triton.next_power_of_2(experts),
-            BLOCK_N=stream.block_n, BLOCK_K=stream.block_k, STAGES=stream.num_stages, PDL=self._pdl,
-            num_warps=stream.num_warps, **early(self._pdl),
+            experts, self._owned.start, self._owned.stop, shared_weight, _scale(self._gate_up), shared_TS,
+            shared_width, shared_tiles, E=triton.next_power_of_2(experts), BLOCK_N=stream.block_n,
+            BLOCK_K=stream.block_k, STAGES=stream.num_stages, N=_SHARED_OUTPUTS,
+            K=32 * 16 // shared_weight.element_size() * stream.num_warps, LINES=prefetched_lines(shared_weight),
+            BYTES=shared_weight.element_size(), PDL=self._pdl, num_warps=stream.num_warps, **early(self._pdl),
         )  # fmt: skip
-        return routed_TI
+        return routed_TI, shared_TS
 
     def _second_halves(
         self, x_TH: torch.Tensor, logits_TE: torch.Tensor, routed_TI: torch.Tensor, shared_TS: torch.Tensor,
@@ -125,60 +119,61 @@ def _silu_mul(gate, up):
 
 
 @triton.jit
-def _router_and_gate_up(
-    x, router, weight, scale, logits, h, hidden, experts, width,
-    N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
-    ROUTER_LINES: tl.constexpr, LINES: tl.constexpr, ROUTER_BYTES: tl.constexpr, BYTES: tl.constexpr,
+def _shared_gate_up(
+    x, weight, scale, h, n, hidden, width, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr
 ):  # fmt: skip
-    """Of one token: N logits, or N columns of the shared expert's silu(gate) * up."""
-    tile, router_tiles = tl.program_id(0), tl.cdiv(experts, N)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    if tile < router_tiles:
-        n = tile * N + tl.arange(0, N)
-        if PDL:
-            prefetch_tile(router, n, 0, experts, hidden, ROUTER_LINES, ROUTER_BYTES)
-            tl.extra.cuda.gdc_wait()
-        rows_N1 = router + n.to(tl.int64)[:, None] * hidden
-        logit_N = dot_row(x, rows_N1, (n < experts)[:, None], 0, hidden, N, K, STAGES)
-        tl.store(logits + n, logit_N.to(logits.dtype.element_ty), mask=n < experts)
-    else:
-        n = (tile - router_tiles) * N + tl.arange(0, N)
-        inside_N1, up = (n < width)[:, None], weight + width.to(tl.int64) * hidden
-        if PDL:
-            prefetch_tile(weight, n, 0, width, hidden, LINES, BYTES)
-            prefetch_tile(up, n, 0, width, hidden, LINES, BYTES)
-            tl.extra.cuda.gdc_wait()
-        place_N1 = n.to(tl.int64)[:, None] * hidden
-        gate_N = dot_row(x, weight + place_N1, inside_N1, 0, hidden, N, K, STAGES)
-        up_N = dot_row(x, up + place_N1, inside_N1, 0, hidden, N, K, STAGES)
-        if scale is not None:
-            gate_N *= tl.load(scale + n, mask=n < width, other=0.0)
-            up_N *= tl.load(scale + width + n, mask=n < width, other=0.0)
-        tl.store(h + n, _silu_mul(gate_N, up_N).to(h.dtype.element_ty), mask=n < width)
+    """Columns `n` of one token's silu(gate) * up."""
+    inside_N1, up = (n < width)[:, None], weight + width.to(tl.int64) * hidden
+    place_N1 = n.to(tl.int64)[:, None] * hidden
+    gate_N = dot_row(x, weight + place_N1, inside_N1, 0, hidden, N, K, STAGES)
+    up_N = dot_row(x, up + place_N1, inside_N1, 0, hidden, N, K, STAGES)
+    if scale is not None:
+        gate_N *= tl.load(scale + n, mask=n < width, other=0.0)
+        up_N *= tl.load(scale + width + n, mask=n < width, other=0.0)
+    tl.store(h + n, _silu_mul(gate_N, up_N).to(h.dtype.element_ty), mask=n < width)
 
 
 @triton.jit
 def _routed_gate_up(
-    x, x_stride, weight, scale, logits, h, hidden, width, experts, first, end,
-    E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    x, weight, scale, factor, h, tile, hidden, width,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """h[token] = silu(gate) * up of sigmoid(logit) * x, for BLOCK_N / 2 columns."""
-    token = tl.program_id(1)
+    """BLOCK_N / 2 columns of silu(gate) * up of `factor` * x."""
+    n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    y_N = factor * dot_rows(x, weight, scale, 2 * width, hidden, n, BLOCK_N, BLOCK_K, STAGES)
+    gate, up = tl.split(tl.reshape(y_N, (BLOCK_N // 2, 2)))
+    column = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    tl.store(h + column, _silu_mul(gate, up).to(h.dtype.element_ty), mask=column < width)
+
+
+@triton.jit
+def _gate_ups(
+    x, x_stride, weight, scale, logits, h, hidden, width, experts, first, end,
+    shared_weight, shared_scale, shared_h, shared_width, shared_tiles,
+    E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, LINES: tl.constexpr, BYTES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The first programs are the shared expert's, of one token if there are any; the others the tokens' experts'."""
+    tile, token = tl.program_id(0), tl.program_id(1)
+    n = tile * N + tl.arange(0, N)
     if PDL:
+        if tile < shared_tiles:
+            up = shared_weight + shared_width.to(tl.int64) * hidden
+            prefetch_tile(shared_weight, n, 0, shared_width, hidden, LINES, BYTES)
+            prefetch_tile(up, n, 0, shared_width, hidden, LINES, BYTES)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()  # not before: _both_downs reads the logits while it waits
-    e, factor = best_expert(logits, token, experts, first, end, E)
-    if e < 0:
-        return  # nobody reads this row of h
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weight += e * (2 * width) * hidden
-    if scale is not None:
-        scale += e * (2 * width)
-    y_N = factor * dot_rows(x + token * x_stride, weight, scale, 2 * width, hidden, n, BLOCK_N, BLOCK_K, STAGES)
-    gate, up = tl.split(tl.reshape(y_N, (BLOCK_N // 2, 2)))
-    column = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-    tl.store(h + token * width + column, _silu_mul(gate, up).to(h.dtype.element_ty), mask=column < width)
+    if tile < shared_tiles:
+        _shared_gate_up(x, shared_weight, shared_scale, shared_h, n, hidden, shared_width, N, K, STAGES)
+    else:
+        e, factor = best_expert(logits, token, experts, first, end, E)
+        if e >= 0:  # nobody reads other rows of h
+            own_weight = weight + e * (2 * width) * hidden
+            own_scale = None if scale is None else scale + e * (2 * width)
+            _routed_gate_up(
+                x + token * x_stride, own_weight, own_scale, factor, h + token * width, tile - shared_tiles, hidden,
+                width, BLOCK_N, BLOCK_K, STAGES,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -191,7 +186,7 @@ def _both_downs(
     """y[token] = down of its expert + down of the shared one, for BLOCK_N columns."""
     token = tl.program_id(0)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    if PDL:  # the logits are older than _routed_gate_up, which waited for them before it let this kernel start
+    if PDL:  # the logits are older than _gate_ups, which waited for them before it let this kernel start
         tl.extra.cuda.gdc_launch_dependents()
         prefetch_rows(shared_weight, n, hidden, shared_width, SHARED_LINES)
     e, _ = best_expert(logits, token, experts, first, end, E)

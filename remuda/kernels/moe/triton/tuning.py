@@ -13,8 +13,8 @@ SMALL_ROWS = 8  # up to so many rows (a token's choice each) every row reads its
 
 def small_streams(itemsize: int) -> tuple[Stream, Stream]:
     """For gate_up and down: 16 bytes per lane and row at a time, so that activations lie as the weights do."""
-    stream = Stream(8 if itemsize == 1 else 4, 1024, num_warps=4, num_stages=3)
-    return stream, stream
+    rows = 8 if itemsize == 1 else 4
+    return Stream(rows, 1024, num_warps=4, num_stages=3), Stream(rows, 512, num_warps=2, num_stages=3)
 
 
 def tiles(rows_per_expert: float, itemsize: int) -> tuple[Tile, Tile]:
