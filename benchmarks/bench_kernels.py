@@ -99,7 +99,7 @@ class _Batch:
     query_start_S1: torch.Tensor
     context_S: torch.Tensor
     tables_GSB: torch.Tensor
-    slots_GT: torch.Tensor
+    places_GT: torch.Tensor
     num_decodes: int
     block_size: int = 16
     plans: dict[Any, Any] = field(default_factory=dict)
@@ -111,8 +111,8 @@ def bench_attention() -> Iterator[Measurement]:
             blocks = -(-context // 16)
             tables = (torch.randperm(rows * blocks).int() + 1).view(1, rows, blocks)
             starts = (torch.arange(rows + 1) * query).int()
-            slots = torch.zeros(1, rows * query, dtype=torch.int64)
-            batch = _Batch(starts, torch.full((rows,), context).int(), tables, slots, rows if query == 1 else 0)
+            places = torch.zeros(1, rows * query, dtype=torch.int64)
+            batch = _Batch(starts, torch.full((rows,), context).int(), tables, places, rows if query == 1 else 0)
             k, v = (torch.randn(rows * blocks + 1, kv_heads, 16, width).bfloat16() for _ in range(2))
             q = torch.randn(rows * query, heads, width).bfloat16()
             call = (q, k, v, batch, 0, None, width**-0.5)

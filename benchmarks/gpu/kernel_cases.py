@@ -115,9 +115,9 @@ def _rope(heads: str, q_heads: int, kv_heads: int, tokens: int, interleaved: boo
         k, v = random(pages, kv_heads, _PAGE, 128), random(pages, kv_heads, _PAGE, 128)
         copies = [random(tokens, width) for _ in range(case.copies)]
         cos_sin, layout = random(tokens, 128, dtype=torch.float32), HeadLayout(q_heads, kv_heads, 128, interleaved)
-        slots = (torch.randperm(tokens) + _PAGE).view(1, -1).to(DEVICE)
+        places = (torch.randperm(tokens) + _PAGE).view(1, -1).to(DEVICE)
         none = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-        batch = Batch(none, none, none, slots, 1, tokens, _PAGE)
+        batch = Batch(none, none, none, places, 1, tokens, _PAGE)
         after = HeadNorm(1e-5) if norm else None
         return lambda copy, pdl: rope_kv(copies[copy], cos_sin, None, layout, batch, 0, k, v, after, pdl=pdl)
 

@@ -191,7 +191,7 @@ ENGINE_FLAGS = (
             Flag("trace-dir", "on GPUs: each rank writes here, when it stops, when its device worked on which step",
                  metavar="DIR"),
             Flag("threads-per-rank", "threads of a rank; 0: this node's cores / its ranks", int, 0, metavar="N"),
-            Flag("native-kernels", "auto: built in the background, adopted when ready; require: waited for at start",
+            Flag("native-kernels", "of a CPU; auto: built in the background, adopted when ready; require: waited for",
                  default="auto", choices=("auto", "off", "require")),
         ),
     ),

@@ -14,7 +14,7 @@ class BatchView(Protocol):
     query_start_S1: torch.Tensor  # int32: row s owns tokens [query_start[s], query_start[s + 1])
     context_S: torch.Tensor  # int32: tokens in the cache after this step
     tables_GSB: torch.Tensor  # int32: page of each block; entries that nobody sees any more are stale and never read
-    slots_GT: torch.Tensor  # int64: page * block_size + offset, where token t of group g is written
+    places_GT: torch.Tensor  # int64: page * block_size + offset, where token t of group g is written
     max_query: int  # tokens of the longest row
     num_decodes: int  # the first rows, each with one query token
     block_size: int

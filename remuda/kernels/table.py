@@ -66,7 +66,7 @@ class RopeKV(Protocol):
         v: Tensor,
         norm: HeadNorm | None = None,
     ) -> Tensor:
-        """Finish the queries [T, Q, D]; put keys and values into pages k, v [P, K, B, D] at the slots of `group`.
+        """Finish the queries [T, Q, D]; put keys and values into pages k, v [P, K, B, D] at the places of `group`.
 
         The caller gives up `qkv_TX`. ``cos_sin_TD`` float32, cosines then sines of the step's positions; None: no rope.
         ``temperature_T`` float32 multiplies the queries at the end.
@@ -181,7 +181,7 @@ class DecodeInputs:
     """What attention reads of a step with one token a row. S rows, G KV groups, B blocks of a table."""
 
     context_S: Tensor  # int32: the new token included
-    slots_GS: Tensor  # int64: page * block_size + offset of the new token
+    places_GS: Tensor  # int64: page * block_size + offset of the new token
     tables_GSB: Tensor  # int32
 
 

@@ -29,7 +29,7 @@ class EngineProcess:
             command = [sys.executable, "-m", "remuda.launch.engine_main", str(theirs.fileno())]
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE, process_group=0
-            )  # fmt: skip
+            )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
             pipe.write(msgspec.msgpack.encode(config))

@@ -154,6 +154,13 @@ def with_kv_dtype(name: str, model: ModelConfig, device: str) -> ModelConfig:
     return msgspec.structs.replace(model, kv_dtype="float8_e4m3fn")
 
 
+def native_kernels(asked: str, device: str) -> str:
+    """--native-kernels. They are a CPU's: nothing would come of requiring them on a GPU."""
+    if asked == "require" and device != "cpu":
+        raise ConfigError(f"--native-kernels require has no meaning on {device}: leave it out, or use --device cpu")
+    return asked
+
+
 def trace_dir(told: str | None, device: str) -> str:
     """--trace-dir, absolute for the ranks' sake."""
     if told is None:

@@ -72,7 +72,7 @@ def resolve(options: Mapping[str, Any], model: ModelConfig) -> EngineConfig:
         threads_per_rank=meaning.threads_per_rank(options["threads_per_rank"]),
         load_format=options["load_format"], enforce_eager=options["enforce_eager"],
         trace_dir=meaning.trace_dir(options["trace_dir"], device),
-        native_kernels=options["native_kernels"], seed=options.get("seed", 0),
+        native_kernels=meaning.native_kernels(options["native_kernels"], device), seed=options.get("seed", 0),
         startup_timeout_s=options["startup_timeout"],
     )  # fmt: skip
     memory.check_cache(most_useful_pages(config))

@@ -20,7 +20,7 @@ class ForwardBatch:
     query_start_S1: torch.Tensor  # int32: row s owns tokens [query_start[s], query_start[s + 1])
     context_S: torch.Tensor  # int32: tokens in the cache after this step
     tables_GSB: torch.Tensor  # int32: page of each block; entries that nobody sees any more are stale and never read
-    slots_GT: torch.Tensor  # int64: page * block_size + offset, where token t of group g is written
+    places_GT: torch.Tensor  # int64: page * block_size + offset, where token t of group g is written
     kv: list[tuple[torch.Tensor, ...]]  # per depth what the spec declares: k, v [P, K, block_size, D]
     max_query: int
     num_decodes: int

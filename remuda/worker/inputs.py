@@ -29,13 +29,13 @@ def build_batch(state: BatchState, rows: Rows, row_T: Ints, positions_T: Ints, p
     blocks = -(-int(context_S.max()) // state.block_size)
     tables_GSB = state.tables_GNB[:, rows.slots_S, :blocks]
     block_T, offset_T = np.divmod(positions_T, state.block_size)
-    slots_GT = tables_GSB[:, row_T, block_T].astype(np.int64) * state.block_size + offset_T
+    places_GT = tables_GSB[:, row_T, block_T].astype(np.int64) * state.block_size + offset_T
     return ForwardBatch(
         positions_T=_tensor(positions_T),
         query_start_S1=_tensor(rows.query_start_S1),
         context_S=_tensor(context_S),
         tables_GSB=_tensor(tables_GSB),
-        slots_GT=_tensor(slots_GT),
+        places_GT=_tensor(places_GT),
         kv=pool.kv,
         max_query=rows.max_count,
         num_decodes=leading_decodes(rows),

@@ -17,7 +17,7 @@ class Batch:
     query_start_S1: torch.Tensor
     context_S: torch.Tensor
     tables_GSB: torch.Tensor
-    slots_GT: torch.Tensor
+    places_GT: torch.Tensor
     max_query: int
     num_decodes: int
     block_size: int
@@ -35,20 +35,20 @@ def make_batch(rows: list[tuple[int, int]], block_size: int) -> Batch:
     order = torch.randperm(GROUPS * sum(blocks), generator=torch.Generator().manual_seed(0)) + 1
     free = iter(order.tolist())
     tables = torch.zeros(GROUPS, len(rows), max(blocks) + 1, dtype=torch.int32)
-    slots: list[list[int]] = []
+    places: list[list[int]] = []
     for group in range(GROUPS):
-        slots.append([])
+        places.append([])
         for row, (queries, context) in enumerate(rows):
             own = [next(free) for _ in range(blocks[row])]
             tables[group, row, : len(own)] = torch.tensor(own)
             positions = range(context - queries, context)
-            slots[group] += [own[p // block_size] * block_size + p % block_size for p in positions]
+            places[group] += [own[p // block_size] * block_size + p % block_size for p in positions]
     counts = [queries for queries, _ in rows]
     return Batch(
         query_start_S1=torch.tensor([0, *counts]).cumsum(0).int(),
         context_S=torch.tensor([context for _, context in rows]).int(),
         tables_GSB=tables,
-        slots_GT=torch.tensor(slots),
+        places_GT=torch.tensor(places),
         max_query=max(counts),
         num_decodes=next((i for i, count in enumerate(counts) if count > 1), len(counts)),
         block_size=block_size,

@@ -51,7 +51,7 @@ def test_rope_kv(served: Served, interleaved: bool, norm: str, tuned: bool, rope
         in_dtype(NORMS[norm], served.dtype),
     )  # fmt: skip
     served.close(got, queries)
-    pages_T, offsets_T = batch.slots_GT[1] // BLOCK, batch.slots_GT[1] % BLOCK
+    pages_T, offsets_T = batch.places_GT[1] // BLOCK, batch.places_GT[1] % BLOCK
     served.close(k[pages_T, :, offsets_T], keys)
     assert torch.equal(v[pages_T, :, offsets_T].double(), values)
     assert k.count_nonzero() == v.count_nonzero() == 7 * KV_HEADS * WIDTH  # nothing else is written

@@ -54,7 +54,7 @@ class Batch:
     query_start_S1: torch.Tensor
     context_S: torch.Tensor
     tables_GSB: torch.Tensor
-    slots_GT: torch.Tensor
+    places_GT: torch.Tensor
     max_query: int
     num_decodes: int
     block_size: int
@@ -75,15 +75,15 @@ def make_batch(rows: Rows, page: int, device: str) -> Batch:
     counts = [1] * len(rows.decodes) + [count for _, count in rows.prompts]
     blocks = -(-max(contexts) // page) + 1
     tables = torch.randperm(2 * len(contexts) * blocks).add_(1).view(2, len(contexts), blocks)
-    slots = []
+    places = []
     for row, (context, count) in enumerate(zip(contexts, counts, strict=True)):
         positions = torch.arange(max(context - count, 0), max(context, 1))
         here = tables[:, row, positions // page] * page + positions % page
-        slots.append(here if context else torch.zeros_like(here))
+        places.append(here if context else torch.zeros_like(here))
     start = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
     return Batch(
         start.to(device), torch.tensor(contexts, dtype=torch.int32, device=device), tables.int().to(device),
-        torch.cat(slots, dim=1).to(device), max(counts), len(rows.decodes), page,
+        torch.cat(places, dim=1).to(device), max(counts), len(rows.decodes), page,
     )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def check_rope(
     Q, K, D = heads
     batch = make_batch(rows, page, device)
     k, v = (torch.zeros_like(x.float()).to(x.dtype) for x in make_pages(batch, K, D, kv_dtype or dtype, device))
-    tokens = batch.slots_GT.shape[1]
+    tokens = batch.places_GT.shape[1]
     qkv = torch.randn(tokens, (Q + 2 * K) * D, device=device).to(dtype)
     angles = torch.rand(tokens, D // 2, device=device) * 6
     cos_sin = torch.cat((angles.cos(), angles.sin()), -1) if rope else None
@@ -195,14 +195,14 @@ def check_rope(
     head_norm = None if norm == "none" else HeadNorm(1e-5, norm == "before", *(weights or (None, None)))
     layout = HeadLayout(Q, K, D, interleaved)
     q = rope_kv(qkv, cos_sin, temperature, layout, batch, 1, k, v, head_norm, k_scale, v_scale, pdl)
-    slots, limit = batch.slots_GT[1], TOLERANCE[dtype]
-    live = slots > 0
+    places, limit = batch.places_GT[1], TOLERANCE[dtype]
+    live = places > 0
     kv_limit = _FP8_TOLERANCE[device] if kv_dtype == FP8 else limit
     for pages, factor, part in ((k, k_scale, slice(Q, Q + K)), (v, v_scale, slice(Q + K, None))):
-        stored = pages.float()[slots // page, :, slots % page] * factor
+        stored = pages.float()[places // page, :, places % page] * factor
         tolerable(stored[live], exact[live][:, part], kv_limit)
         untouched = torch.ones(pages.shape[0] * page, dtype=torch.bool, device=device)
-        untouched[slots] = False
+        untouched[places] = False
         assert not pages.float().transpose(1, 2).flatten(0, 1)[untouched].any()
     return tolerable(q, exact[:, :Q], limit)
 
@@ -364,10 +364,10 @@ def check_decode_inputs(device: str, slots: list[int], pages_per_slot: int, bloc
     with poisoned():
         inputs = decode_inputs(torch.tensor(slots, device=device), positions, pages, block, pdl)
     expected = plain.decode_inputs(torch.tensor(slots, device=device), positions, pages, block)
-    assert torch.equal(inputs.context_S, expected.context_S) and torch.equal(inputs.slots_GS, expected.slots_GS)
+    assert torch.equal(inputs.context_S, expected.context_S) and torch.equal(inputs.places_GS, expected.places_GS)
     for row, (slot, position) in enumerate(zip(slots, positions.tolist(), strict=True)):
         used = position // block + 1
         assert inputs.context_S[row] == position + 1
         assert torch.equal(inputs.tables_GSB[:, row, :used], pages[:, slot, :used])
-        assert torch.equal(inputs.slots_GS[:, row], pages[:, slot, used - 1].long() * block + position % block)
+        assert torch.equal(inputs.places_GS[:, row], pages[:, slot, used - 1].long() * block + position % block)
     return 0.0

@@ -100,6 +100,13 @@ def test_a_float8_cache_holds_twice_the_tokens_and_is_for_gpus(model: Path) -> N
     assert pages[0] == value_bytes * pages[1]
 
 
+def test_kernels_of_a_cpu_cannot_be_required_on_a_gpu(model: Path) -> None:
+    assert resolve(model, max_model_len=64, native_kernels="require").native_kernels == "require"
+    assert meaning.native_kernels("auto", "cuda") == "auto"
+    with pytest.raises(ConfigError, match="--native-kernels require has no meaning on cuda"):
+        meaning.native_kernels("require", "cuda")
+
+
 @pytest.mark.parametrize(("device", "tokens"), [("cpu", 2048), ("cuda", 8192)])
 def test_the_largest_step_suits_the_device(device: str, tokens: int) -> None:
     assert meaning.step_tokens(None, 256, device) == tokens

@@ -1,4 +1,4 @@
-"""A pure-Python wheel, installed where nothing of this repository is, serves and answers."""
+"""A pure-Python wheel, installed where nothing of this repository is, serves, answers and is evaluated."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from tests.e2e.server import free_port
 from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
+OUTSIDE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""Variables of a user, whom nothing leads into this repository."""
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +39,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_the_wheel_is_pure_and_holds_the_kernels_sources(wheel: Path) -> None:
+def test_the_wheel_is_pure_and_holds_every_source_and_asset(wheel: Path) -> None:
     files = zipfile.ZipFile(wheel).infolist()
-    names = [file.filename for file in files]
+    names = {file.filename for file in files}
     assert wheel.name.endswith("-py3-none-any.whl")
-    assert any(name.endswith("kernels/native/gemm.c") for name in names)
-    assert not [name for name in names if name.startswith("tests") or name.endswith(".so")]
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "remuda").rglob("*") if path.is_file()}
+    sources = {name for name in package if "__pycache__" not in name and not name.endswith(".so")}
+    assert {name for name in names if ".dist-info/" not in name} == sources
+    assert len(sources) > 250
     assert 30e6 < sum(file.file_size for file in files if "assets/demo/" in file.filename) < 40e6
     assert wheel.stat().st_size < 60e6
 
@@ -86,16 +90,17 @@ def test_it_serves_from_an_empty_environment(wheel: Path, tmp_path: Path) -> Non
     where = subprocess.run(
         [python, "-c", "import remuda; print(remuda.__file__)"],
         cwd=tmp_path,
+        env=OUTSIDE,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     assert str(tmp_path) in where
     port = free_port()
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = OUTSIDE | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     log = (tmp_path / "log").open("w")
     server = subprocess.Popen(
-        [remuda, "serve", "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "256",
+        [remuda, "serve", "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024",
          "--native-kernels", "off"],
         cwd=tmp_path, env=environment, stdout=log, stderr=log,
     )  # fmt: skip
@@ -109,6 +114,12 @@ def test_it_serves_from_an_empty_environment(wheel: Path, tmp_path: Path) -> Non
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.load(response)
         assert answer["choices"][0]["message"]["content"] == "12 + 30 = 42"  # the demo model, which is the default
+        asked = ["--skills", "arithmetic", "--num-problems", "2"]
+        command = [remuda, "eval", "--base-url", f"http://127.0.0.1:{port}", *asked]
+        table = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        assert "arithmetic" in table
     finally:
         server.terminate()
         assert server.wait(30) == 0

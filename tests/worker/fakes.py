@@ -73,7 +73,7 @@ class FakeModel(Model, SupportsPP):
         places = kv_places(self._groups, stage.first_layer, stage.last_layer)
         for layer, (group, depth) in zip(stage.layers, places, strict=True):
             k, v = batch.kv[depth]
-            page_T, offset_T = batch.slots_GT[group] // batch.block_size, batch.slots_GT[group] % batch.block_size
+            page_T, offset_T = batch.places_GT[group] // batch.block_size, batch.places_GT[group] % batch.block_size
             k[page_T, :, offset_T] = hidden_TH.view(-1, HEADS, HEAD_DIM)
             v[page_T, :, offset_T] = -hidden_TH.view(-1, HEADS, HEAD_DIM)
             spec = self._groups[group].spec

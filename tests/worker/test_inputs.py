@@ -45,7 +45,7 @@ def test_a_mixed_step() -> None:
     assert batch.query_start_S1.tolist() == [0, 1, 7] and batch.query_start_S1.dtype == torch.int32
     assert batch.context_S.tolist() == [5, 6] and batch.context_S.dtype == torch.int32
     assert batch.tables_GSB.tolist() == [[[5, 6], [1, 3]], [[0, 9], [2, 4]]]
-    assert batch.slots_GT.tolist() == [[24, 4, 5, 6, 7, 12, 13], [36, 8, 9, 10, 11, 16, 17]]
+    assert batch.places_GT.tolist() == [[24, 4, 5, 6, 7, 12, 13], [36, 8, 9, 10, 11, 16, 17]]
     assert (batch.max_query, batch.num_decodes, batch.block_size) == (6, 1, 4)
 
 

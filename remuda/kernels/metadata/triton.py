@@ -17,7 +17,7 @@ _COPIED = 256  # entries of a table that are copied at once
 
 @triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["positions"])
 def _decode_inputs(
-    row_slots, positions, pages, context, slots, tables, groups, rows,
+    slots, positions, pages, context, places, tables, groups, rows,
     stride_group, stride_slot, stride_tables_group, stride_tables_row,
     PAGE: tl.constexpr, COPIED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -25,14 +25,14 @@ def _decode_inputs(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    slot, position = tl.load(row_slots + row), tl.load(positions + row)
+    slot, position = tl.load(slots + row), tl.load(positions + row)
     blocks = position // PAGE + 1
     tl.store(context + row, (position + 1).to(tl.int32))
     for group in tl.range(0, groups):
         source = pages + group * stride_group + slot * stride_slot
         target = tables + group * stride_tables_group + row * stride_tables_row
         page = tl.load(source + position // PAGE).to(tl.int64)
-        tl.store(slots + group * rows + row, page * PAGE + position % PAGE)
+        tl.store(places + group * rows + row, page * PAGE + position % PAGE)
         for start in tl.range(0, blocks, COPIED):
             inside = start + b < blocks
             tl.store(target + start + b, tl.load(source + start + b, mask=inside, other=0), mask=inside)
@@ -51,7 +51,7 @@ def decode_inputs(
     assert pages_GNB.stride(2) == slots_S.stride(0) == positions_S.stride(0) == 1
     if rows:
         _decode_inputs[(rows,)](
-            slots_S, positions_S, pages_GNB, inputs.context_S, inputs.slots_GS, inputs.tables_GSB, groups, rows,
+            slots_S, positions_S, pages_GNB, inputs.context_S, inputs.places_GS, inputs.tables_GSB, groups, rows,
             pages_GNB.stride(0), pages_GNB.stride(1), inputs.tables_GSB.stride(0), inputs.tables_GSB.stride(1),
             PAGE=block_size, COPIED=_COPIED, PDL=pdl, num_warps=4, **early(pdl),
         )  # fmt: skip

@@ -19,7 +19,7 @@ typedef struct {
 /* One step as one KV group sees it. Row s owns the query tokens [query_start[s], query_start[s + 1]). */
 typedef struct {
     const int32_t *query_start, *context, *tables; /* context: tokens in the cache after this step */
-    const int64_t *slots;                          /* page * block_size + offset of each token */
+    const int64_t *places;                         /* page * block_size + offset of each token */
     int64_t table_step, rows, tokens;
 } kv_step;
 

@@ -57,11 +57,11 @@ def step(batch: BatchView, group: int) -> int:
     key = ("native", group)
     made = batch.plans.get(key)
     if made is None:
-        table_SB, slots_T = batch.tables_GSB[group], batch.slots_GT[group]
+        table_SB, places_T = batch.tables_GSB[group], batch.places_GT[group]
         struct = KVStep(
             query_start=batch.query_start_S1.data_ptr(), context=batch.context_S.data_ptr(), tables=table_SB.data_ptr(),
-            slots=slots_T.data_ptr(), table_step=table_SB.stride(0), rows=batch.context_S.shape[0],
-            tokens=slots_T.shape[0],
+            places=places_T.data_ptr(), table_step=table_SB.stride(0), rows=batch.context_S.shape[0],
+            tokens=places_T.shape[0],
         )  # fmt: skip
         made = batch.plans[key] = (ctypes.addressof(struct), struct)
     address: int = made[0]

@@ -86,13 +86,13 @@ EXPORT void remuda_pack(void *target, const void *source, int64_t n, int64_t k, 
 typedef struct {
     const packed_weight *w;
     row_view x;
-    int64_t m, rows, panels, column_chunks;
+    int64_t m, rows, panels, column_parts;
     output_view out;
 } product_job;
 
 static void product_task(void *context, int64_t task) {
     const product_job *job = context;
-    const int64_t row = task / job->column_chunks * job->rows, first = task % job->column_chunks * job->panels;
+    const int64_t row = task / job->column_parts * job->rows, first = task % job->column_parts * job->panels;
     row_view x = job->x;
     x.data += row / TILE * x.tile_rows_step;
     output_view out = job->out;
@@ -103,7 +103,7 @@ static void product_task(void *context, int64_t task) {
 static void run_product(const packed_weight *w, row_view x, int64_t m, output_view out) {
     product_job job = {.w = w, .x = x, .m = m, .out = out};
     const int64_t threads = pool_threads();
-    int64_t row_chunks = 1;
+    int64_t row_parts = 1;
     job.rows = m;
     if (m <= 64) { /* each weight is read once: a few long streams */
         job.panels = threads == 1 ? w->panels : max_i64(1, min_i64(TASK_BYTES / panel_size(w), w->panels / (threads * 3)));
@@ -112,10 +112,10 @@ static void run_product(const packed_weight *w, row_view x, int64_t m, output_vi
         job.panels = TASK_PANELS;
         while (job.panels > 2 && ceil_div(m, job.rows) * ceil_div(w->panels, job.panels) < threads * 4) job.panels /= 2;
         while (job.rows > 64 && ceil_div(m, job.rows) * ceil_div(w->panels, job.panels) < threads * 4) job.rows = job.rows / 64 * 32;
-        row_chunks = ceil_div(m, job.rows);
+        row_parts = ceil_div(m, job.rows);
     }
-    job.column_chunks = ceil_div(w->panels, job.panels);
-    run_tasks(product_task, &job, row_chunks * job.column_chunks);
+    job.column_parts = ceil_div(w->panels, job.panels);
+    run_tasks(product_task, &job, row_parts * job.column_parts);
 }
 
 typedef struct {

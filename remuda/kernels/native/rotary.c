@@ -73,7 +73,7 @@ static void finish_head(const rope_job *job, int64_t token, const bf16 *source, 
 
 static void rope_token(const rope_job *job, int64_t token) {
     const kv_layer *layer = job->layer;
-    const int64_t d = layer->head_dim, block = layer->block_size, slot = job->step->slots[token];
+    const int64_t d = layer->head_dim, block = layer->block_size, place = job->step->places[token];
     bf16 *q = job->qkv + token * job->qkv_step, *key = q + layer->heads * d, *value = key + layer->kv_heads * d;
     const bool plain = !job->cos_sin && layer->norm_eps < 0;
     const float temperature = job->temperature ? job->temperature[token] : 1.0f;
@@ -81,7 +81,7 @@ static void rope_token(const rope_job *job, int64_t token) {
         for (int64_t h = 0; h < layer->heads; h++) finish_head(job, token, q + h * d, layer->q_norm, q + h * d, temperature);
     }
     for (int64_t h = 0; h < layer->kv_heads; h++) {
-        const int64_t at = slot / block * layer->page_step + (h * block + slot % block) * d;
+        const int64_t at = place / block * layer->page_step + (h * block + place % block) * d;
         if (plain) memcpy(layer->k + at, key + h * d, d * sizeof(bf16));
         else finish_head(job, token, key + h * d, layer->k_norm, layer->k + at, 1.0f);
         memcpy(layer->v + at, value + h * d, d * sizeof(bf16));

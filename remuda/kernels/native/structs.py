@@ -31,7 +31,7 @@ class KVStep(ctypes.Structure):
     """kv.h kv_step."""
 
     _fields_ = [
-        ("query_start", c_void_p), ("context", c_void_p), ("tables", c_void_p), ("slots", c_void_p),
+        ("query_start", c_void_p), ("context", c_void_p), ("tables", c_void_p), ("places", c_void_p),
         ("table_step", c_int64), ("rows", c_int64), ("tokens", c_int64),
     ]  # fmt: skip
 

@@ -74,11 +74,11 @@ def rotate(x_THD: torch.Tensor, cos_sin_TD: torch.Tensor, interleaved: bool) -> 
 def write_kv(
     key_TKD: torch.Tensor, value_TKD: torch.Tensor, batch: BatchView, group: int, k: torch.Tensor, v: torch.Tensor
 ) -> None:
-    """Store one key and value per token into pages k, v [P, K, B, D] at the group's slots."""
-    place = batch.plans.get(("slots", group))
+    """Store one key and value per token into pages k, v [P, K, B, D] at the group's places."""
+    place = batch.plans.get(("places", group))
     if place is None:
-        slots_T = batch.slots_GT[group]
-        place = batch.plans["slots", group] = (slots_T // batch.block_size, slots_T % batch.block_size)
+        places_T = batch.places_GT[group]
+        place = batch.plans["places", group] = (places_T // batch.block_size, places_T % batch.block_size)
     pages_T, offsets_T = place
     k[pages_T, :, offsets_T] = key_TKD
     v[pages_T, :, offsets_T] = value_TKD

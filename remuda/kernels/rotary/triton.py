@@ -72,7 +72,7 @@ def _to_page(x, factor, COMPUTE: tl.constexpr, FP8: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["slots"])
 def _rope_kv(
-    qkv, cos_sin, temperature, q_weight, k_weight, slots, k, v, k_factor, v_factor, eps, tokens, first_head,
+    qkv, cos_sin, temperature, q_weight, k_weight, places, k, v, k_factor, v_factor, eps, tokens, first_head,
     stride_t, stride_page,
     Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, T: tl.constexpr,
     INTERLEAVED: tl.constexpr, NORM: tl.constexpr, FP8: tl.constexpr, PDL: tl.constexpr,
@@ -103,15 +103,15 @@ def _rope_kv(
             b_TH = b_TH.to(qkv.dtype.element_ty).to(tl.float32) * factor_T1
         _store_pairs(source_T1, inside_T1, a_TH, b_TH, T, D, INTERLEAVED)
     else:
-        slot_T = tl.load(slots + t, mask=t < tokens, other=0)
-        place_T = slot_T // PAGE * stride_page + slot_T % PAGE * D
+        place_T = tl.load(places + t, mask=t < tokens, other=0)
+        at_T = place_T // PAGE * stride_page + place_T % PAGE * D
         if head < Q + K:
-            target_T1 = k + (place_T + (head - Q) * (PAGE * D))[:, None]
+            target_T1 = k + (at_T + (head - Q) * (PAGE * D))[:, None]
             a_TH = _to_page(a_TH, k_factor, qkv.dtype.element_ty, FP8)
             b_TH = _to_page(b_TH, k_factor, qkv.dtype.element_ty, FP8)
             _store_pairs(target_T1, inside_T1, a_TH, b_TH, T, D, INTERLEAVED)
         else:
-            target_T1 = v + (place_T + (head - Q - K) * (PAGE * D))[:, None]
+            target_T1 = v + (at_T + (head - Q - K) * (PAGE * D))[:, None]
             a_TH = _to_page(a_TH, v_factor, qkv.dtype.element_ty, FP8)
             b_TH = _to_page(b_TH, v_factor, qkv.dtype.element_ty, FP8)
             _store_pairs(target_T1, inside_T1, a_TH, b_TH, T, D, INTERLEAVED)
@@ -147,7 +147,7 @@ def rope_kv(
     order = ("before" if norm.before_rope else "after") if norm else "none"
     if tokens:
         _rope_kv[(triton.cdiv(tokens, per_program), Q + 2 * K - first_head)](
-            qkv_TX, cos_sin_TD, temperature_T, q_weight, k_weight, batch.slots_GT[group], k, v,
+            qkv_TX, cos_sin_TD, temperature_T, q_weight, k_weight, batch.places_GT[group], k, v,
             1.0 / k_scale, 1.0 / v_scale, norm.eps if norm else 0.0, tokens, first_head, qkv_TX.stride(0), k.stride(0),
             Q=Q, K=K, D=D, PAGE=k.shape[2], T=per_program, INTERLEAVED=layout.interleaved,
             NORM=order, FP8=k.dtype == torch.float8_e4m3fn, PDL=pdl,

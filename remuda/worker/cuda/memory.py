@@ -94,7 +94,7 @@ class LargestStep:
             query_start_S1=torch.tensor([0, tokens], dtype=torch.int32, device=where),
             context_S=torch.tensor([tokens], dtype=torch.int32, device=where),
             tables_GSB=torch.zeros((groups, 1, -(-tokens // size)), dtype=torch.int32, device=where),
-            slots_GT=(positions_T % (size * _PAGES)).expand(groups, -1).contiguous(),
+            places_GT=(positions_T % (size * _PAGES)).expand(groups, -1).contiguous(),
             kv=pool.kv,
             max_query=tokens,
             num_decodes=0,
