@@ -89,6 +89,6 @@ class _DecodeRows:
         self.query_start_S1 = batch.query_start_S1[: count + 1]
         self.context_S = batch.context_S[:count]
         self.tables_GSB = batch.tables_GSB[:, :count]
-        self.slots_GT = batch.slots_GT[:, :count]
+        self.places_GT = batch.places_GT[:, :count]
         self.max_query, self.num_decodes, self.block_size = 1, count, batch.block_size
         self.plans: dict[Any, Any] = {}
