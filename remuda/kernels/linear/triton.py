@@ -2,7 +2,7 @@
 
 R rows (at most 64), K inputs, N outputs. In kernels: N and K of a tile. One row is multiplied without tensor cores: its
 programs are small, many are on a multiprocessor at once, and each keeps a sum per output and lane until all inputs are
-through. More rows are products of tiles; where N is too small to occupy the device, K is split and the last part to
+through. More rows, and the largest weights, are products of tiles; where N is too small to occupy the device, K is split and the last part to
 arrive adds the parts up, in order, so that results repeat.
 
 A kernel that starts early asks the second-level cache for its weights before it waits: what comes before it (a norm,
@@ -22,6 +22,7 @@ from remuda.kernels.device import early, multiprocessors, power_of_two
 MAX_ROWS = 64
 _LEAST_ROWS = 16  # of a matrix product
 _MAX_SPLITS = 8
+_LONE_ROW_BYTES = 96 << 20  # of a weight: above, tiles read as fast as memory gives, and one row is multiplied by them
 _FIRST_LINES = 4  # of each output that a product of tiles asks for in advance
 
 
@@ -184,21 +185,22 @@ def gemv(
     """
     (rows, inputs), outputs = x_RK.shape, weight_NK.shape[0]
     assert 0 < rows <= MAX_ROWS and weight_NK.is_contiguous() and x_RK.stride(1) == 1
-    tile = row_tile(inputs, weight_NK.dtype) if rows == 1 else gemv_tile(weight_NK.dtype)
+    lone = rows == 1 and weight_NK.nbytes <= _LONE_ROW_BYTES
+    tile = row_tile(inputs, weight_NK.dtype) if lone else gemv_tile(weight_NK.dtype)
     width = outputs // 2 if gated else outputs
     tiles = triton.cdiv(width, tile.outputs)
     splits = 1
-    if rows > 1:
+    if not lone:
         splits = _splits(tiles, triton.cdiv(inputs, tile.inputs), multiprocessors(x_RK.device))
     out_dtype = dtype or (torch.bfloat16 if x_RK.dtype.itemsize == 1 else x_RK.dtype)
     y = torch.empty(rows, width, dtype=out_dtype, device=x_RK.device)
-    padded = 1 if rows == 1 else max(_LEAST_ROWS, power_of_two(rows))
+    padded = 1 if lone else max(_LEAST_ROWS, power_of_two(rows))
     floats = tiles * splits * tile.outputs * padded * (2 if gated else 1) if splits > 1 else 0
     partial = torch.empty(floats, dtype=torch.float32, device=x_RK.device)
     _gemv[(tiles, splits)](
         x_RK, weight_NK, scale_N, x_scale_R, bias_N, y, partial, counter, rows, outputs, inputs, x_RK.stride(0),
         R=padded, N=tile.outputs, K=tile.inputs, STAGES=tile.stages, SPLITS=splits, GATED=gated,
-        EVEN=inputs % tile.inputs == 0, LINES=prefetched_lines(weight_NK) if rows == 1 else _FIRST_LINES,
+        EVEN=inputs % tile.inputs == 0, LINES=prefetched_lines(weight_NK) if lone else _FIRST_LINES,
         BYTES=weight_NK.dtype.itemsize, PDL=pdl, num_warps=tile.warps, num_stages=tile.stages, **early(pdl),
     )  # fmt: skip
     return y
