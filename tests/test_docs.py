@@ -1,4 +1,4 @@
-"""What the documents point to is there: files, headings, and the functions that life-of-a-request.md names."""
+"""What the documents point to is there: files, headings, functions that life-of-a-request.md names, shape letters."""
 
 from __future__ import annotations
 
@@ -50,3 +50,16 @@ def test_the_life_of_a_request_names_what_is_there() -> None:
     assert len(named) > 20
     for name, file in named:
         assert file.suffix != ".py" or name.endswith(".py") or name in names_in(file), f"{name} is not in {file}"
+
+
+_SHAPED = re.compile(r"\b[a-z][a-z0-9_]*_(?=\w*[A-Z])([A-Z0-9k]+)\b")
+
+
+def test_the_glossary_has_every_shape_letter() -> None:
+    known = set(re.findall(r"^\| (\w) \|", (ROOT / "docs/glossary.md").read_text(encoding="utf-8"), re.MULTILINE))
+    used: dict[str, str] = {}
+    for source in (ROOT / "remuda").rglob("*.py"):
+        for name in _SHAPED.finditer(source.read_text(encoding="utf-8")):
+            used |= {letter: f"{name[0]} in {source.name}" for letter in name[1] if letter.isalpha()}
+    assert len(used) > 20
+    assert not {letter: name for letter, name in used.items() if letter not in known}

@@ -1,4 +1,7 @@
-"""Vocabulary-parallel embedding and output head. T tokens, S sampled rows, V this rank's (padded) ids, H hidden."""
+"""Vocabulary-parallel embedding and output head.
+
+T tokens, S sampled rows, V this rank's (padded) ids, H hidden, N slots, L tokens of a sequence.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The decoder that Llama-like architectures share: pre-norm layers on a residual stream, one stage of it.
 
-T tokens, S sampled rows, H hidden.
+T tokens, S sampled rows, H hidden, N slots, L tokens of a sequence.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A device whose compute is a wait of modelled length: everything around it (plans, transport, sampler) is real.
 
 It computes beside its host, one launch after the other, as a GPU does, but its inputs and outputs are the host's. It
-lets pipeline utilisation be measured on a machine with fewer cores than stages. T tokens, S sampled rows, H hidden.
+lets pipeline utilisation be measured on a machine with fewer cores than stages. T tokens, S sampled rows, H
+hidden; of images, N tiles with S pixels a side.
 """
 
 from __future__ import annotations

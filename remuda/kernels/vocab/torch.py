@@ -1,4 +1,4 @@
-"""Embedding in torch. T tokens, V rows of the table, H hidden."""
+"""Embedding in torch. T tokens, V rows of the table, H hidden, N slots, L tokens of a sequence."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """compressed-tensors pack-quantized: symmetric 4-bit integers, eight in an int32, and a scale per group of inputs.
 
-They stay packed in memory. Experts are always three modules each. K inputs of a rank's rows, in G groups.
+They stay packed in memory. Experts are always three modules each. K inputs of a rank's rows, in G groups; N
+outputs.
 """
 
 from __future__ import annotations

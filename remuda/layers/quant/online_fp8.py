@@ -1,7 +1,7 @@
 """FP8 made of floats while they are read (`--quantization fp8`): float8_e4m3fn and one scale per output channel.
 
 What runs is what a compressed-tensors checkpoint runs. A weight is quantized as soon as its last piece has come, so
-that the floats of few weights are in memory at a time.
+that the floats of few weights are in memory at a time. N outputs of a linear layer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights in the compute dtype, cast to it while they are read."""
+"""Weights in the compute dtype, cast to it while they are read. N outputs of a linear layer."""
 
 from __future__ import annotations
 

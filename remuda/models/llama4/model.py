@@ -1,4 +1,7 @@
-"""Llama 4: dense and mixture-of-experts layers, chunked-local and full attention; with its vision tower or without."""
+"""Llama 4: dense and mixture-of-experts layers, chunked-local and full attention; with its vision tower or without.
+
+N tiles with S pixels a side.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
 
 
 @dataclass(frozen=True)
