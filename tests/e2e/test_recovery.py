@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.e2e.server import Server, serve
+from tests.e2e.server import Server, free_port, serve
 from tests.processes import Proc, descendants, wait_until, wait_until_gone
 
 LAYOUT = ["--tensor-parallel-size", "2", "--pipeline-parallel-size", "2", "--max-model-len", "1024"]
@@ -177,3 +180,31 @@ def test_a_drain_while_recovering_leaves_nothing(tmp_path: Path, tiny_maverick: 
         assert server.process.wait(20) == 0, server.output
         wait_until_gone(family)
     assert "Traceback" not in server.output
+
+
+@contextmanager
+def node_1(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "remuda", "serve", *arguments, "--node-rank", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_node_that_was_lost_and_comes_back_is_taken_in(tmp_path: Path, tiny_maverick: Path) -> None:
+    nodes = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    layout = [str(tiny_maverick), "--pipeline-parallel-size", "2", "--max-model-len", "512", *nodes, *EXACT]
+    body = {"prompt": "Hello", "max_tokens": 400, "ignore_eos": True, "temperature": 0, "return_token_ids": True}
+    tokens: list[int] = []
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        lost = stack.enter_context(node_1(*layout))
+        server = stack.enter_context(serve(tmp_path / "log", *layout, "--served-model-name", "tiny"))
+        want = whole(server, "/v1/completions", body, tokens.append)
+        answer = pool.submit(streamed, server, "/v1/completions", body, tokens.append)
+        wait_until(lambda: tokens, 60, "a token")
+        lost.kill()
+        wait_until(lambda: not server.healthy(), 10, "news of the death")
+        assert not answer.done()
+        stack.enter_context(node_1(*layout))
+        assert answer.result() == want
