@@ -2,11 +2,11 @@
 
 R rows (at most 64), K inputs, N outputs. In kernels: N and K of a tile. One row is multiplied without tensor cores: its
 programs are small, many are on a multiprocessor at once, and each keeps a sum per output and lane until all inputs are
-through. More rows, and the largest weights, are products of tiles; where N is too small to occupy the device, K is split and the last part to
-arrive adds the parts up, in order, so that results repeat.
+through. More rows, and the largest weights, are products of tiles; where N is too small to occupy the device, K is
+split and the last part to arrive adds the parts up, in order, so that results repeat.
 
-A kernel that starts early asks the second-level cache for its weights before it waits: what comes before it (a norm,
-an all-reduce, attention) then costs the memory no time.
+A kernel that starts early asks the second-level cache for its weights before it waits, or holds them in registers where
+they are short: what comes before it (a norm, an all-reduce, attention) then costs the memory no time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ MAX_ROWS = 64
 _LEAST_ROWS = 16  # of a matrix product
 _MAX_SPLITS = 8
 _LONE_ROW_BYTES = 96 << 20  # of a weight: above, tiles read as fast as memory gives, and one row is multiplied by them
+_HELD_INPUTS = 2048
 _FIRST_LINES = 4  # of each output that a product of tiles asks for in advance
 
 
@@ -40,6 +41,12 @@ def row_tile(inputs: int, weight: torch.dtype) -> GemvTile:
     lanes = 16 // weight.itemsize
     warps = max(1, min(4, power_of_two(inputs // (4 * 32 * lanes) + 1) // 2))
     return GemvTile(4, warps * 32 * lanes, warps, stages=3)
+
+
+def held_tile(inputs: int) -> GemvTile:
+    """For one row whose weights a program holds before it waits."""
+    whole = max(64, power_of_two(inputs))
+    return GemvTile(4, whole, warps=max(1, whole // 512), stages=1)
 
 
 def gemv_tile(weight: torch.dtype) -> GemvTile:
@@ -113,7 +120,8 @@ def _scaled(acc_NR, weight_scale, x_scale, bias, n_N, outputs, rows, R: tl.const
 def _gemv(
     x, weight, weight_scale, x_scale, bias, y, partial, counter, rows, outputs, inputs, stride_x,
     R: tl.constexpr, N: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
-    GATED: tl.constexpr, EVEN: tl.constexpr, LINES: tl.constexpr, BYTES: tl.constexpr, PDL: tl.constexpr,
+    GATED: tl.constexpr, EVEN: tl.constexpr, HELD: tl.constexpr, LINES: tl.constexpr, BYTES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """N outputs (of a gated layer: N gates and their N ups) from one part of the inputs."""
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -125,11 +133,22 @@ def _gemv(
         up_weight = weight + half.to(tl.int64) * inputs
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        prefetch_tile(weight, n, begin, half, inputs, LINES, BYTES)
+        if not HELD:
+            prefetch_tile(weight, n, begin, half, inputs, LINES, BYTES)
         if GATED:
             prefetch_tile(up_weight, n, begin, half, inputs, LINES, BYTES)
-        tl.extra.cuda.gdc_wait()
-    acc_NR = dot_tile(x, weight, n, begin, end, rows, half, inputs, stride_x, R, N, K, STAGES, EVEN)
+    if HELD:
+        k_1K = tl.arange(0, K)[None, :]
+        inside_NK = (n < outputs)[:, None] & (k_1K < inputs)
+        w_NK = tl.load(weight + n.to(tl.int64)[:, None] * inputs + k_1K, mask=inside_NK, other=0.0)
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        x_1K = tl.load(x + k_1K, mask=k_1K < inputs, other=0.0)
+        acc_NR = tl.sum(w_NK.to(tl.float32) * x_1K.to(tl.float32), 1)[:, None]
+    else:
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        acc_NR = dot_tile(x, weight, n, begin, end, rows, half, inputs, stride_x, R, N, K, STAGES, EVEN)
     if GATED:
         up_NR = dot_tile(x, up_weight, n, begin, end, rows, half, inputs, stride_x, R, N, K, STAGES, EVEN)
     else:
@@ -186,7 +205,11 @@ def gemv(
     (rows, inputs), outputs = x_RK.shape, weight_NK.shape[0]
     assert 0 < rows <= MAX_ROWS and weight_NK.is_contiguous() and x_RK.stride(1) == 1
     lone = rows == 1 and weight_NK.nbytes <= _LONE_ROW_BYTES
-    tile = row_tile(inputs, weight_NK.dtype) if lone else gemv_tile(weight_NK.dtype)
+    held = lone and not gated and inputs <= _HELD_INPUTS
+    if held:
+        tile = held_tile(inputs)
+    else:
+        tile = row_tile(inputs, weight_NK.dtype) if lone else gemv_tile(weight_NK.dtype)
     width = outputs // 2 if gated else outputs
     tiles = triton.cdiv(width, tile.outputs)
     splits = 1
@@ -200,7 +223,7 @@ def gemv(
     _gemv[(tiles, splits)](
         x_RK, weight_NK, scale_N, x_scale_R, bias_N, y, partial, counter, rows, outputs, inputs, x_RK.stride(0),
         R=padded, N=tile.outputs, K=tile.inputs, STAGES=tile.stages, SPLITS=splits, GATED=gated,
-        EVEN=inputs % tile.inputs == 0, LINES=prefetched_lines(weight_NK) if lone else _FIRST_LINES,
+        EVEN=inputs % tile.inputs == 0, HELD=held, LINES=prefetched_lines(weight_NK) if lone else _FIRST_LINES,
         BYTES=weight_NK.dtype.itemsize, PDL=pdl, num_warps=tile.warps, num_stages=tile.stages, **early(pdl),
     )  # fmt: skip
     return y
