@@ -140,17 +140,20 @@ class AsyncEngine:
     def open_sequences(self) -> int:
         return len(self._journal)
 
+    def check_serving(self) -> None:
+        """Raise the reason (ReplicaDied, Recovering) if no engine serves now."""
+        if self.unavailable is not None:
+            raise self.unavailable.with_traceback(None)  # each raise would make the traceback longer
+
     def check_room(self, sequences: int) -> None:
         """Raise QueueFull (Recovering, if an engine is awaited) if the bounded queue has no room for so many now,
         InvalidRequest if it never has, and ReplicaDied if there is no engine and will be none."""
-        recovering = isinstance(self.unavailable, Recovering)
-        if self.unavailable is not None and not recovering:
-            raise self.unavailable
+        if not isinstance(self.unavailable, Recovering):
+            self.check_serving()
         if sequences > self._capacity:
             raise InvalidRequest(f"{sequences} sequences in one request: at most {self._capacity}", param="n")
         if len(self._journal) + sequences > self._capacity:
-            if self.unavailable is not None:
-                raise self.unavailable
+            self.check_serving()
             raise QueueFull(f"{len(self._journal)} sequences are open and the queue is bounded; try again soon")
 
     def submit(
@@ -188,8 +191,7 @@ class AsyncEngine:
 
     async def stats(self) -> EngineStats:
         """Ask the engine for a fresh snapshot."""
-        if self.unavailable is not None:
-            raise self.unavailable
+        self.check_serving()
         waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
         self._stats_waiters.append(waiter)
         self._send(StatsRequest())

@@ -26,8 +26,7 @@ _started = int(time.time())
 async def health(service: Service, exchange: Exchange) -> None:
     """200 once the engine has passed its self-test, as long as it lives and new requests are taken. With code
     `recovering`: it died and is being started again."""
-    if service.engine.unavailable is not None:
-        raise service.engine.unavailable
+    service.engine.check_serving()
     if service.draining:
         raise ShuttingDown("the server is shutting down")
     await exchange.respond(b"")
