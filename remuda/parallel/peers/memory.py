@@ -1,13 +1,12 @@
 """Buffers that every rank of a group maps into its own address space.
 
-On GPUs by torch's symmetric memory (cuMem handles passed between processes of a host), without multicast. On CPU, where
-the kernels run in Triton's interpreter and show that the protocol is right, by files in shared memory.
+By torch's symmetric memory (cuMem handles passed between processes of a host), without multicast. Tests have files in
+shared memory for it, on which the kernels, in Triton's interpreter, show that the protocol is right.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -76,31 +75,6 @@ class CudaPeerMemory:
         """Nobody goes on before all have filled theirs."""
         self._made += 1
         meet(self._store, f"filled/{self._made}", self.size)
-
-
-class SharedFileMemory:
-    """The same on CPU, in files of /dev/shm that are unlinked as soon as everyone has mapped them."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, name: str, store: Any, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-        self._stem = f"/dev/shm/remuda-peers-{name}"
-        self._store = store
-        self._made = 0
-
-    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> PeerBuffer:
-        self._made += 1
-        count = math.prod(shape)
-        paths = [f"{self._stem}-{self._made}-{rank}" for rank in range(self.size)]
-        mine = torch.from_file(paths[self.rank], shared=True, size=count, dtype=dtype)
-        mine.fill_(fill)
-        meet(self._store, f"made/{self._made}", self.size)
-        parts = [torch.from_file(path, shared=True, size=count, dtype=dtype) for path in paths]
-        meet(self._store, f"mapped/{self._made}", self.size)
-        os.unlink(paths[self.rank])
-        addresses = tuple(part.data_ptr() for part in parts)
-        return PeerBuffer(parts[self.rank].view(shape), addresses, torch.tensor(addresses), parts)
 
 
 def meet(store: Any, name: str, size: int, timeout_s: float = 60.0) -> None:

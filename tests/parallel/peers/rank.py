@@ -16,8 +16,9 @@ from remuda.kernels.head.torch import greedy_keys, of_greedy_keys
 from remuda.parallel.collectives import SingleRank
 from remuda.parallel.peers.communicator import Limits, PeerCommunicator
 from remuda.parallel.peers.link import PeerLink
-from remuda.parallel.peers.memory import SharedFileMemory, meet
+from remuda.parallel.peers.memory import meet
 from remuda.parallel.topology import Topology
+from tests.parallel.peers.shared_files import SharedFileMemory
 
 HIDDEN, ROWS, ROUNDS, EPS = 48, 4, 12, 1e-5
 
