@@ -129,8 +129,7 @@ def _gemv(
     n, r = tile * N + tl.arange(0, N), tl.arange(0, R)
     share = tl.cdiv(tl.cdiv(inputs, K), SPLITS) * K
     begin, end = split * share, tl.minimum(split * share + share, inputs)
-    if GATED:
-        up_weight = weight + half.to(tl.int64) * inputs
+    up_weight = weight + half.to(tl.int64) * inputs if GATED else weight
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         if not HELD:
@@ -138,21 +137,14 @@ def _gemv(
         if GATED:
             prefetch_tile(up_weight, n, begin, half, inputs, LINES, BYTES)
     if HELD:
-        k_1K = tl.arange(0, K)[None, :]
-        inside_NK = (n < outputs)[:, None] & (k_1K < inputs)
-        w_NK = tl.load(weight + n.to(tl.int64)[:, None] * inputs + k_1K, mask=inside_NK, other=0.0)
-        if PDL:
-            tl.extra.cuda.gdc_wait()
-        x_1K = tl.load(x + k_1K, mask=k_1K < inputs, other=0.0)
-        acc_NR = tl.sum(w_NK.to(tl.float32) * x_1K.to(tl.float32), 1)[:, None]
+        acc_NR = _held_row(x, weight, n, outputs, inputs, K, PDL)
     else:
         if PDL:
             tl.extra.cuda.gdc_wait()
         acc_NR = dot_tile(x, weight, n, begin, end, rows, half, inputs, stride_x, R, N, K, STAGES, EVEN)
+    up_NR = acc_NR
     if GATED:
         up_NR = dot_tile(x, up_weight, n, begin, end, rows, half, inputs, stride_x, R, N, K, STAGES, EVEN)
-    else:
-        up_NR = acc_NR
     if SPLITS > 1:
         parts: tl.constexpr = 2 if GATED else 1
         place_NR = tl.arange(0, N)[:, None] * R + r[None, :]
@@ -175,6 +167,18 @@ def _gemv(
         acc_NR = acc_NR / (1.0 + tl.exp(-acc_NR)) * up_NR
     keep_NR = (n < half)[:, None] & (r < rows)[None, :]
     tl.store(y + r[None, :] * half + n[:, None], acc_NR.to(y.dtype.element_ty), mask=keep_NR)
+
+
+@triton.jit
+def _held_row(x, weight, n, outputs, inputs, K: tl.constexpr, PDL: tl.constexpr):
+    """N outputs of one row, whose weights are in registers before the kernel waits for the row."""
+    k_1K = tl.arange(0, K)[None, :]
+    inside_NK = (n < outputs)[:, None] & (k_1K < inputs)
+    w_NK = tl.load(weight + n.to(tl.int64)[:, None] * inputs + k_1K, mask=inside_NK, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    x_1K = tl.load(x + k_1K, mask=k_1K < inputs, other=0.0)
+    return tl.sum(w_NK.to(tl.float32) * x_1K.to(tl.float32), 1)[:, None]
 
 
 @triton.jit
