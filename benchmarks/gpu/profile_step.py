@@ -4,7 +4,8 @@ python benchmarks/gpu/profile_step.py CONFIG_DIR OUT.json [--batch 1,32,128] [--
 python benchmarks/gpu/profile_step.py --plot OUT.json OUT.png
 
 For each batch size: milliseconds of a step (many in a row, two in flight, as the engine runs them), kernels of a step
-and a layer, time by kernel, the share of the step in which some kernel runs, and the gap between steps.
+and a layer, the share of the step in which some kernel runs, the gap between steps, and time by kernel: how long it is
+on the card, of which it waits for its predecessor when it has started early, and how much later the step ends for it.
 """
 
 from __future__ import annotations
@@ -174,14 +175,16 @@ class Rank:
 
 def summary(events: list[dict[str, Any]], layers: int) -> dict[str, Any]:
     steps = list(steps_of(events))[1:-1]  # those that begin and end beside others
-    busy_us, gap_us, by_name = [], [], defaultdict(float)
+    busy_us, gap_us, on_card_us, added_us = [], [], defaultdict(float), defaultdict(float)
     for (kernels, length_us), following in zip(steps, [*steps[1:], None], strict=True):
         busy = covered(kernels)
         busy_us.append(busy)
         if following is not None:
             gap_us.append(length_us - (kernels[-1].start_us + kernels[-1].us))
         for kernel in kernels:
-            by_name[kernel.name] += kernel.us / len(steps)
+            on_card_us[kernel.name] += kernel.us / len(steps)
+        for name, us in added(kernels):
+            added_us[name] += us / len(steps)
     middle = statistics.median(length_us for _, length_us in steps)
     kernels = steps[len(steps) // 2][0]
     counts = defaultdict(int)
@@ -194,8 +197,8 @@ def summary(events: list[dict[str, Any]], layers: int) -> dict[str, Any]:
         "kernels_per_step": len(kernels),
         "kernels_per_layer": round(len(kernels) / layers, 2),
         "kernels": [
-            {"name": name, "count": counts[name], "us": round(us, 1)}
-            for name, us in sorted(by_name.items(), key=lambda item: -item[1])
+            {"name": name, "count": counts[name], "on_card_us": round(on_card_us[name], 1), "added_us": round(us, 1)}
+            for name, us in sorted(added_us.items(), key=lambda item: -item[1])
         ],
         "timeline": [asdict(kernel) for kernel in kernels],
     }
@@ -224,6 +227,14 @@ def covered(kernels: list[Kernel]) -> float:
     return total
 
 
+def added(kernels: list[Kernel]) -> Iterator[tuple[str, float]]:
+    """By how much each kernel puts off the end of all that are done by then."""
+    end = 0.0
+    for kernel in sorted(kernels, key=lambda kernel: kernel.start_us + kernel.us):
+        yield kernel.name, kernel.start_us + kernel.us - end
+        end = kernel.start_us + kernel.us
+
+
 @functools.cache
 def short(name: str) -> str:
     for library in ("nvjet", "cutlass", "gemv", "splitK", "gemm"):
@@ -250,9 +261,9 @@ def plot(report: dict[str, Any], target: str) -> None:
     for column, result in enumerate(rows):
         bars, lanes = axes[0][column], axes[1][column]
         largest = result["kernels"][:14][::-1]
-        bars.barh([f"{k['name'][:32]} x{k['count']}" for k in largest], [k["us"] for k in largest])
+        bars.barh([f"{k['name'][:32]} x{k['count']}" for k in largest], [k["added_us"] for k in largest])
         bars.set_title(f"{report['model']}, batch {result['batch']}: {result['step_ms']} ms a step", fontsize=10)
-        bars.set_xlabel("us of a step")
+        bars.set_xlabel("us by which a step is longer for it")
         _draw_layers(lanes, result, report["layers"])
     figure.tight_layout()
     figure.savefig(target, dpi=110)
