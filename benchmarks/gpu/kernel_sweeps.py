@@ -42,7 +42,7 @@ def sweeps() -> Iterator[Case]:
         yield _with(cases["prefill", "10/2 8 x 4096"], target, tile, f"{queries}x{keys} w{warps} s{stages}")
     for shape in ("qkv TP4 1792x5120 R1", "dense up TP4 8192x5120 gated R1", "8b down 4096x14336 R1"):
         for outputs, inputs, warps, stages in _GEMV_TILES:
-            tile = GemvTile(outputs, inputs, warps, stages)
+            tile = GemvTile(outputs, inputs, warps, stages, rows=1)
             target = "remuda.kernels.linear.triton.row_tile"
             yield _with(cases["gemv", shape], target, tile, f"{outputs}x{inputs} w{warps} s{stages}")
     for shape in _DECODE:

@@ -11,7 +11,7 @@ they are short: what comes before it (a norm, an all-reduce, attention) then cos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -33,6 +33,15 @@ class GemvTile:
     inputs: int
     warps: int
     stages: int
+    rows: int = _LEAST_ROWS
+    held: bool = False  # all inputs at once, before the wait
+
+
+def tile_of(rows: int, weight_NK: torch.Tensor, gated: bool) -> GemvTile:
+    if rows > 1 or weight_NK.nbytes > _LONE_ROW_BYTES:
+        return replace(gemv_tile(weight_NK.dtype), rows=max(_LEAST_ROWS, power_of_two(rows)))
+    inputs = weight_NK.shape[1]
+    return row_tile(inputs, weight_NK.dtype) if gated or inputs > _HELD_INPUTS else held_tile(inputs)
 
 
 def row_tile(inputs: int, weight: torch.dtype) -> GemvTile:
@@ -40,13 +49,13 @@ def row_tile(inputs: int, weight: torch.dtype) -> GemvTile:
     small programs are all on the device at once."""
     lanes = 16 // weight.itemsize
     warps = max(1, min(4, power_of_two(inputs // (4 * 32 * lanes) + 1) // 2))
-    return GemvTile(4, warps * 32 * lanes, warps, stages=3)
+    return GemvTile(4, warps * 32 * lanes, warps, stages=3, rows=1)
 
 
 def held_tile(inputs: int) -> GemvTile:
     """For one row whose weights a program holds before it waits."""
     whole = max(64, power_of_two(inputs))
-    return GemvTile(4, whole, warps=max(1, whole // 512), stages=1)
+    return GemvTile(4, whole, warps=max(1, whole // 512), stages=1, rows=1, held=True)
 
 
 def gemv_tile(weight: torch.dtype) -> GemvTile:
@@ -208,27 +217,20 @@ def gemv(
     """
     (rows, inputs), outputs = x_RK.shape, weight_NK.shape[0]
     assert 0 < rows <= MAX_ROWS and weight_NK.is_contiguous() and x_RK.stride(1) == 1
-    lone = rows == 1 and weight_NK.nbytes <= _LONE_ROW_BYTES
-    held = lone and not gated and inputs <= _HELD_INPUTS
-    if held:
-        tile = held_tile(inputs)
-    else:
-        tile = row_tile(inputs, weight_NK.dtype) if lone else gemv_tile(weight_NK.dtype)
+    tile = tile_of(rows, weight_NK, gated)
     width = outputs // 2 if gated else outputs
-    tiles = triton.cdiv(width, tile.outputs)
-    splits = 1
-    if not lone:
-        splits = _splits(tiles, triton.cdiv(inputs, tile.inputs), multiprocessors(x_RK.device))
+    tiles, steps = triton.cdiv(width, tile.outputs), triton.cdiv(inputs, tile.inputs)
+    splits = _splits(tiles, steps, multiprocessors(x_RK.device)) if tile.rows > 1 else 1
     out_dtype = dtype or (torch.bfloat16 if x_RK.dtype.itemsize == 1 else x_RK.dtype)
     y = torch.empty(rows, width, dtype=out_dtype, device=x_RK.device)
-    padded = 1 if lone else max(_LEAST_ROWS, power_of_two(rows))
-    floats = tiles * splits * tile.outputs * padded * (2 if gated else 1) if splits > 1 else 0
+    floats = tiles * splits * tile.outputs * tile.rows * (2 if gated else 1) if splits > 1 else 0
     partial = torch.empty(floats, dtype=torch.float32, device=x_RK.device)
     _gemv[(tiles, splits)](
         x_RK, weight_NK, scale_N, x_scale_R, bias_N, y, partial, counter, rows, outputs, inputs, x_RK.stride(0),
-        R=padded, N=tile.outputs, K=tile.inputs, STAGES=tile.stages, SPLITS=splits, GATED=gated,
-        EVEN=inputs % tile.inputs == 0, HELD=held, LINES=prefetched_lines(weight_NK) if lone else _FIRST_LINES,
-        BYTES=weight_NK.dtype.itemsize, PDL=pdl, num_warps=tile.warps, num_stages=tile.stages, **early(pdl),
+        R=tile.rows, N=tile.outputs, K=tile.inputs, STAGES=tile.stages, SPLITS=splits, GATED=gated,
+        EVEN=inputs % tile.inputs == 0, HELD=tile.held,
+        LINES=prefetched_lines(weight_NK) if tile.rows == 1 else _FIRST_LINES, BYTES=weight_NK.dtype.itemsize,
+        PDL=pdl, num_warps=tile.warps, num_stages=tile.stages, **early(pdl),
     )  # fmt: skip
     return y
 
