@@ -9,7 +9,7 @@ import pytest
 from remuda import LLM, SamplingParams
 
 PROMPT = list(range(40, 90))
-SEEDED = SamplingParams(temperature=0.9, top_p=0.95, top_k=200, seed=1234, max_tokens=40, ignore_eos=True)
+SEEDED = SamplingParams(temperature=0.9, top_p=0.95, top_k=200, seed=1234, max_tokens=24, ignore_eos=True)
 LAYOUTS = [(1, 1, False), (2, 1, True), (1, 3, False), (2, 2, False), (4, 2, True)]
 
 
@@ -30,10 +30,10 @@ def test_seeded_tokens_depend_on_nothing_but_seed_and_prompt(
 ) -> None:
     with LLM(
         str(tiny_maverick), dtype="float32", max_model_len=256, tensor_parallel_size=tp, pipeline_parallel_size=pp,
-        enable_expert_parallel=ep, num_gpu_blocks_override=pages, max_num_seqs=32,
+        enable_expert_parallel=ep, num_gpu_blocks_override=pages, max_num_seqs=16,
     ) as llm:  # fmt: skip
-        prompts = [*crowd(16), {"prompt_token_ids": PROMPT}, *crowd(15)]
-        others = SamplingParams(temperature=1.0, max_tokens=40, ignore_eos=True)
-        outputs = llm.generate(prompts, [others] * 16 + [SEEDED] + [others] * 15, use_tqdm=False)
-        assert list(outputs[16].outputs[0].token_ids) == alone
+        prompts = [*crowd(8), {"prompt_token_ids": PROMPT}, *crowd(7)]
+        others = SamplingParams(temperature=1.0, max_tokens=24, ignore_eos=True)
+        outputs = llm.generate(prompts, [others] * 8 + [SEEDED] + [others] * 7, use_tqdm=False)
+        assert list(outputs[8].outputs[0].token_ids) == alone
         assert (llm.stats().preemptions > 0) == (pages is not None)
