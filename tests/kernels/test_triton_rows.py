@@ -40,10 +40,18 @@ def test_silu(dtype: torch.dtype, width: int) -> None:
         (torch.bfloat16, 5, 100, 1024, False, True, "weight"),
         (torch.bfloat16, 2, 128, 1024, True, False, "both"),
         (torch.bfloat16, 2, 1000, 160, False, False, "none"),
+        (torch.bfloat16, 1, 18, 2560, False, True, "none"),  # too long to be held
+        (torch.bfloat16, 1, 20, 2100, True, False, "weight"),
+        (torch.bfloat16, 33, 100, 256, False, True, "none"),
     ],
 )
 def test_gemv(dtype: torch.dtype, rows: int, outputs: int, inputs: int, gated: bool, bias: bool, fp8: str) -> None:
     check_gemv("cpu", dtype, rows, outputs, inputs, gated, bias, fp8)
+
+
+def test_one_row_of_a_large_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remuda.kernels.linear.triton._LONE_ROW_BYTES", 0)
+    check_gemv("cpu", torch.bfloat16, 1, 130, 1024, True, True, "none")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
