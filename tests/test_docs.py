@@ -32,6 +32,15 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert not heading or heading in headings(target), f"{text} -> #{heading}"
 
 
+_PATH = re.compile(r"(?<![\w/.-])(?:benchmarks|docs|examples|remuda|tests|training)/[\w/.-]*[\w/](?![\w<*-])")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_folders_that_are_named_exist(document: Path) -> None:
+    named = set(_PATH.findall(document.read_text(encoding="utf-8")))
+    assert not {path for path in named if not (ROOT / path).exists() and not (document.parent / path).exists()}
+
+
 def names_in(source: Path) -> set[str]:
     """Functions and classes, methods as Class.method."""
     found = set()
