@@ -15,13 +15,12 @@ from remuda.config.model import ModelConfig
 from remuda.kv.groups import StagePage, stage_page
 from remuda.parallel.topology import Topology
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 NewPages = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 
 def compute_dtype(model: ModelConfig) -> torch.dtype:
-    return _DTYPES[model.dtype]
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    return dtype
 
 
 class KVPool:

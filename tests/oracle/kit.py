@@ -17,7 +17,6 @@ from typing import Any
 from tests.oracle.conftest import KIT
 
 CACHE = Path(tempfile.gettempdir()) / f"remuda-oracle-{os.getuid()}"
-PRESETS = ("maverick-tiny", "scout-tiny", "maverick-tiny-fp8", "scout-tiny-fp8", "llama3-tiny")
 
 
 def _run(script: str, *arguments: str) -> None:
