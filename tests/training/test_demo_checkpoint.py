@@ -73,6 +73,6 @@ def test_greedy_answers_equal_those_of_transformers(llm: LLM) -> None:
 
 def test_every_skill_answers_nearly_all_right(llm: LLM) -> None:
     for skill in SKILLS:
-        problems = without_tools(skill, 12)
+        problems = without_tools(skill, 8)
         right = [is_right(p.stored(), r.outputs[0].text) for p, r in zip(problems, answers(llm, problems), strict=True)]
         assert sum(right) >= 0.85 * len(right), (skill, right)
