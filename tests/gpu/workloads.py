@@ -108,11 +108,12 @@ class Limits:
     lead: float  # tokens may differ where the likeliest led by less than this, in log-probability
     largest: float  # difference of a log-probability, up to the first token that differs
     mean: float
+    within: float = 0.99  # the share of log-probabilities that `largest` holds for: a token may go to another expert
 
 
-EXACT = Limits(0.0, 2e-3, 1e-4)
-BFLOAT16 = Limits(0.5, 1.0, 0.10)
-FLOAT8 = Limits(0.8, 2.0, 0.15)  # activations are rounded to float8, too
+EXACT = Limits(0.0, 2e-3, 1e-4, within=1.0)
+BFLOAT16 = Limits(0.5, 0.5, 0.10)
+FLOAT8 = Limits(0.8, 1.0, 0.15)  # activations are rounded to float8, too
 
 
 def faults(name: str, got: Results, expected: Results, limits: Limits) -> list[str]:
@@ -129,8 +130,9 @@ def faults(name: str, got: Results, expected: Results, limits: Limits) -> list[s
         length = len(theirs.token_ids) if at is None else at + 1
         differences += _differences((mine.logprobs or [])[:length], (theirs.logprobs or [])[:length])
         differences += _differences((one.prompt_logprobs or [])[1:], (reference.prompt_logprobs or [])[1:])
-    if differences and max(differences) > limits.largest:
-        wrong.append(f"{name}: a log-probability is off by {max(differences):.2g}")
+    differences.sort()
+    if differences and (far := differences[int(limits.within * (len(differences) - 1))]) > limits.largest:
+        wrong.append(f"{name}: a log-probability is off by {far:.2g}")
     if differences and sum(differences) / len(differences) > limits.mean:
         wrong.append(f"{name}: log-probabilities are off by {sum(differences) / len(differences):.2g} on average")
     return wrong
