@@ -26,7 +26,7 @@ def torch_table() -> KernelTable:
     """Torch operations: any device and dtype, from the first moment on."""
     from remuda.kernels.activation.torch import gelu, silu_mul
     from remuda.kernels.attention.torch import paged_attention
-    from remuda.kernels.head.torch import argmax_keys, head_keys, keep_tokens
+    from remuda.kernels.head.torch import head_keys, keep_tokens
     from remuda.kernels.linear.int4 import Int4Linear
     from remuda.kernels.linear.torch import Linear
     from remuda.kernels.metadata.torch import decode_inputs
@@ -60,7 +60,6 @@ def torch_table() -> KernelTable:
         fuse_sigmoid_moe=lambda parts: None,
         repack_linear=lambda linear: linear,
         repack_experts=lambda experts: experts,
-        argmax_keys=argmax_keys,
         head_keys=head_keys,
         keep_tokens=keep_tokens,
         patch_rows=patch_rows,
@@ -110,7 +109,7 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
     from remuda.kernels.attention import flash3
     from remuda.kernels.attention.triton import paged_attention, serves
     from remuda.kernels.device import starts_early
-    from remuda.kernels.head.triton import argmax_keys, head_keys, keep_tokens
+    from remuda.kernels.head.triton import head_keys, keep_tokens
     from remuda.kernels.linear.cuda import make_linear
     from remuda.kernels.linear.triton_int4 import StreamedInt4Linear
     from remuda.kernels.metadata.triton import decode_inputs
@@ -143,7 +142,6 @@ def cuda_table(pdl: bool | None = None) -> KernelTable:
         route_softmax=partial(route_softmax, pdl=pdl),
         make_linear=partial(make_linear, pdl=pdl),
         make_experts=partial(TritonExperts, pdl=pdl),
-        argmax_keys=partial(argmax_keys, pdl=pdl),
         head_keys=partial(head_keys, pdl=pdl),
         keep_tokens=partial(keep_tokens, pdl=pdl),
         fuse_sigmoid_moe=partial(fuse_sigmoid_moe, pdl=pdl),

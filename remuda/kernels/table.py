@@ -239,8 +239,6 @@ class KernelTable:
     repack_linear: Callable[[Linear], Linear]
     repack_experts: Callable[[Experts], Experts]
     # Greedy tokens, by way of keys, see `head/torch.py`.
-    # (logits_SV, first id) -> key_S
-    argmax_keys: Callable[[Tensor, int], Tensor]
     # (head, x_SH, how many of its outputs are real, first id) -> key_S of the real outputs
     head_keys: Callable[[Linear, Tensor, int, int], Tensor]
     # (key_S, tokens_NL, slots_S, positions_S) -> tokens_S int64, -1 where not finite; written behind the positions
