@@ -55,8 +55,9 @@ def _norm_head(a_TH, b_TH, q_weight, k_weight, is_query, eps, D: tl.constexpr, I
     a_TH, b_TH = a_TH * factor_T1, b_TH * factor_T1
     if q_weight is not None:
         zero = tl.zeros([1, 1], tl.int32)
-        q_a, q_b = _load_pairs(q_weight + zero, is_query & (zero == 0), 1, D, INTERLEAVED)
-        k_a, k_b = _load_pairs(k_weight + zero, (not is_query) & (zero == 0), 1, D, INTERLEAVED)
+        query = is_query.to(tl.int32)
+        q_a, q_b = _load_pairs(q_weight + zero, zero < query, 1, D, INTERLEAVED)
+        k_a, k_b = _load_pairs(k_weight + zero, zero == query, 1, D, INTERLEAVED)
         a_TH, b_TH = a_TH * (q_a + k_a), b_TH * (q_b + k_b)  # of the two, the other's are zeros
     return a_TH, b_TH
 

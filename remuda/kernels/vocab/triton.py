@@ -25,7 +25,7 @@ def _embed(
     slot = tl.load(slots + t).to(tl.int64)
     row = tl.load(tokens + slot * stride_tokens + tl.load(positions + t)).to(tl.int64) - first
     mine = (row >= 0) & (row < real)
-    x_H = tl.load(weight + row * hidden + h, mask=(h < hidden) & mine, other=0.0)
+    x_H = tl.load(weight + row * hidden + h, mask=h < tl.where(mine, hidden, 0), other=0.0)
     tl.store(out + t * hidden + h, x_H, mask=h < hidden)
 
 
