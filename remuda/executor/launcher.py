@@ -85,7 +85,9 @@ class Launcher:
             os.environ.setdefault(name, value)
         from remuda.executor.rank import RankPlace, RankProcess, become_child_of
         from remuda.parallel.groups import Rendezvous
+        from remuda.worker.devices import import_ahead
 
+        import_ahead(config)
         gc.collect()
         gc.freeze()  # the collector of a rank must not write into pages that it shares with the others
         me = os.getpid()

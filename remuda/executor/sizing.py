@@ -5,7 +5,6 @@ from __future__ import annotations
 from remuda.config.engine import EngineConfig
 from remuda.kv.groups import SequencePages
 from remuda.parallel.topology import node_of
-from remuda.planner.memory import layouts_that_fit
 from remuda.protocol.errors import ConfigError
 from remuda.protocol.step import MemoryReport
 
@@ -57,6 +56,8 @@ def _does_not_fit(config: EngineConfig, reports: list[MemoryReport], pages: int,
 def _layouts(config: EngineConfig, reports: list[MemoryReport], pages: int) -> str:
     """Which sizes would have room for the weights and so many pages, on ranks as poor as the poorest of these."""
     room = min(report.weight_bytes + report.kv_bytes_available for report in reports)
+    from remuda.planner.memory import layouts_that_fit  # reads every model: not while all is well
+
     fitting = layouts_that_fit(
         config.model, room, _MOST_RANKS, config.parallel.enable_expert_parallel, pages, config.cache.block_size
     )

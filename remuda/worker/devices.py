@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from remuda.config.engine import EngineConfig
 from remuda.parallel.groups import Groups
 from remuda.parallel.topology import Topology, node_of, node_ranks
@@ -23,6 +25,24 @@ def make_runner(config: EngineConfig, topology: Topology, groups: Groups) -> Any
     if config.device == "cuda":
         return _on_gpu(config, topology, groups)
     raise ConfigError(f"this version of remuda does not compute on {config.device!r}: use cpu or cuda")
+
+
+def import_ahead(config: EngineConfig) -> None:
+    """Import what ranks of this configuration will run, so that those forked from this process share it.
+
+    A GPU's kernels are left to its rank: a process that forks must not have touched a device.
+    """
+    from remuda.models.registry import ARCHITECTURES
+
+    import_module("remuda.weights.dummy")
+    if (architecture := ARCHITECTURES.get(config.model.architecture)) is not None:
+        architecture.model_class()
+    if config.device == "cpu":
+        from remuda.kernels.select import kernel_table, native_table
+
+        import_module("remuda.worker.cpu.runner")
+        kernel_table(config.device, config.model.dtype)
+        native_table()
 
 
 def gpu_index(topology: Topology, config: EngineConfig) -> int:
