@@ -83,13 +83,14 @@ class Launcher:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its store warns of host names that nobody needs
         for name, value in _NCCL.items():
             os.environ.setdefault(name, value)
+        gc.disable()  # it would look through all of torch again and again, for a few thousand small objects
         from remuda.executor.rank import RankPlace, RankProcess, become_child_of
         from remuda.parallel.groups import Rendezvous
         from remuda.worker.devices import import_ahead
 
         import_ahead(config)
-        gc.collect()
         gc.freeze()  # the collector of a rank must not write into pages that it shares with the others
+        gc.enable()
         me = os.getpid()
         for rank in node_ranks(self._node, config.parallel):
             pid = os.fork()
