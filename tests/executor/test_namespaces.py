@@ -123,7 +123,7 @@ if namespaces_work():  # elsewhere these tests do not exist
         begin = time.monotonic()
         ip("-n", nodes.first, "link", "set", "veth0", "down")
         assert b"node 1 is gone" in first.stdout.readline()
-        assert time.monotonic() - begin < 5.0
+        assert time.monotonic() - begin < 7.0  # five, and what a busy machine adds
         first.communicate(timeout=5)
         second.communicate(timeout=5)
         wait_until_gone(family, 1.0)
