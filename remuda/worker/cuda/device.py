@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -147,6 +147,3 @@ class Gpu:
         work()
         torch.cuda.synchronize(self.torch_device)
         return torch.cuda.max_memory_allocated(self.torch_device) - before
-
-    def graph(self) -> Any:
-        return torch.cuda.CUDAGraph()

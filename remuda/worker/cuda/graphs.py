@@ -49,27 +49,26 @@ class _Captured:
 class DecodeGraphs:
     """Runs `body`, from a graph where there is one."""
 
-    def __init__(self, body: Body, captures: bool) -> None:
+    def __init__(self, body: Body, captures: bool, hidden_size: int, dtype: torch.dtype) -> None:
         self._body = body
         self._captures = captures
+        self._hidden_size = hidden_size
+        self._dtype = dtype
         self._captured: dict[tuple[int, bool], _Captured] = {}
         self._seen: set[tuple[int, bool]] = set()
         self._pool: Any = None  # memory that all graphs share: no two run at once
 
-    def run(self, inputs_2B: torch.Tensor, receive: Callable[[torch.Tensor], None] | None, hidden: int,
-            dtype: torch.dtype, greedy: bool) -> Outputs:  # fmt: skip
-        """`receive` fills the hidden states [B, hidden] that another stage sends; None on the first stage."""
-        bucket = inputs_2B.shape[1]
-        kind = bucket, greedy
+    def run(self, inputs_2B: torch.Tensor, receive: Callable[[torch.Tensor], None] | None, greedy: bool) -> Outputs:
+        """`receive` fills the hidden states [B, H] that another stage sends; None on the first stage."""
+        kind = inputs_2B.shape[1], greedy
         captured = self._captured.get(kind)
         if captured is None and self._captures and kind in self._seen:
-            captured = self._captured[kind] = self._capture(inputs_2B, hidden if receive else 0, dtype, greedy)
+            captured = self._captured[kind] = self._capture(inputs_2B, receive is not None, greedy)
         self._seen.add(kind)
         if captured is None:
-            hidden_BH = None
-            if receive is not None:
-                hidden_BH = torch.zeros(bucket, hidden, dtype=dtype, device=inputs_2B.device)
-                receive(hidden_BH)
+            if receive is None:
+                return self._body(inputs_2B, None, greedy)
+            receive(hidden_BH := self._hidden_like(inputs_2B))
             return self._body(inputs_2B, hidden_BH, greedy)
         captured.inputs_2B.copy_(inputs_2B)
         if receive is not None:
@@ -78,11 +77,13 @@ class DecodeGraphs:
         captured.graph.replay()
         return captured.outputs
 
-    def _capture(self, like_2B: torch.Tensor, hidden: int, dtype: torch.dtype, greedy: bool) -> _Captured:
+    def _hidden_like(self, inputs_2B: torch.Tensor) -> torch.Tensor:
+        """Zeros, one row for each of the step's."""
+        return torch.zeros(inputs_2B.shape[1], self._hidden_size, dtype=self._dtype, device=inputs_2B.device)
+
+    def _capture(self, like_2B: torch.Tensor, receives: bool, greedy: bool) -> _Captured:
         inputs_2B = like_2B.clone()
-        hidden_BH = None
-        if hidden:
-            hidden_BH = torch.zeros(inputs_2B.shape[1], hidden, dtype=dtype, device=inputs_2B.device)
+        hidden_BH = self._hidden_like(inputs_2B) if receives else None
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Thread-local: NCCL's watchdog thread asks for the state of its events meanwhile.

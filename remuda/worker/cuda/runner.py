@@ -96,7 +96,8 @@ class CudaRunner:
         in_flight = config.scheduler.steps_in_flight or topology.pp_size + 1
         feeds = topology.is_first_stage and self._link is not None
         self._feedback = TokenFeedback(max_expected=2 * in_flight) if feeds else None
-        self._graphs = DecodeGraphs(self._decode, self._device.captures and not config.enforce_eager)
+        captures = self._device.captures and not config.enforce_eager
+        self._graphs = DecodeGraphs(self._decode, captures, config.model.hidden_size, self._dtype)
 
     def _pages(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device.torch_device)
@@ -190,9 +191,8 @@ class CudaRunner:
         inputs_2B[0] = self._resident.padding_slot
         inputs_2B[0, :count], inputs_2B[1, :count] = rows.slots_S, rows.starts_S
         sent_2B = self._device.send(inputs_2B)
-        hidden = self._config.model.hidden_size
         greedy = run.wanted is None or run.wanted.all_plain
-        outputs = self._graphs.run(sent_2B, self._receive(run, count), hidden, self._dtype, greedy)
+        outputs = self._graphs.run(sent_2B, self._receive(run, count), greedy)
         if run.wanted is None:
             self._send_hidden(run, outputs.hidden_BH[:count])
         elif outputs.tokens_B is not None:

@@ -158,13 +158,14 @@ class DeviceSampler:
         if drawn_S.any():
             token_S = torch.where(self._device.send(drawn_S), self._draw(adjusted_SV, wanted), token_S)
         possible_S = adjusted_SV.gather(1, token_S.unsqueeze(1)).squeeze(1).isfinite() & largest_S.isfinite()
-        answer = Answer(self._device.fetch(torch.where(possible_S, token_S, -1)))
+        answered_S = torch.where(possible_S, token_S, -1)
+        answer = Answer(self._device.fetch(answered_S))
         top = self._rules.logprobs_N[slots_S]
         answer.logprob_rows = np.flatnonzero(top >= 0).tolist()
         if answer.logprob_rows:
             at = self._device.send(np.array(answer.logprob_rows))
             answer.logprobs = self._entries(raw_SV[at], token_S[at], top[answer.logprob_rows].tolist())
-        return torch.where(possible_S, token_S, -1), answer
+        return answered_S, answer
 
     def _gather(self, logits_SV: torch.Tensor) -> torch.Tensor:
         """The logits over the whole vocabulary, without padding."""
